@@ -1,0 +1,544 @@
+"""Audio and text in, batches out: mel spectrograms, text, corpora, alignment, cache. Imports nothing local.
+
+    python data.py --data corpus              what is in there, what was skipped and why, an alignment picture
+    python data.py --download ljspeech        fetch and unpack a real corpus (24 h, one voice, 2.6 GB)
+
+A corpus folder becomes one memory-mapped array of mel frames plus, for every utterance, its characters and how
+many frames each of them lasts. Durations come from a flat-start Viterbi aligner (align_corpus), so that a folder of
+audio and text needs no lexicon, no phonemizer and no external aligner.
+
+Shapes: B batch, T mel frames, L characters, M mel bands, C cepstral features, V vocabulary.
+"""
+import argparse
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from num2words import num2words
+from tqdm import tqdm
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used. The message is one line: what, where, and what would be right."""
+
+
+def cli(main):
+    """Run a command's main(): bad input becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except BadInput as problem:
+        sys.exit(_complain(problem))
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise
+        sys.exit(_complain(f"cannot write {problem.filename or 'the output'}: {problem.strerror}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(problem):
+    print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+# ---------------------------------------------------------------------------------------------------- mel
+
+
+@dataclass(frozen=True)
+class MelSettings:
+    """How audio becomes a mel spectrogram. Every checkpoint carries one of these, so nothing is assumed twice.
+
+    The defaults are the convention of microsoft/speecht5_hifigan (log10 of a Slaney-scaled magnitude mel), with a
+    higher floor: at its 1e-10, digital silence would lie 6 decades under speech and dominate every squared error.
+    """
+    rate: int = 16000       # Hz
+    n_fft: int = 1024       # samples, FFT and Hann window
+    hop: int = 256          # samples between frames: 62.5 frames a second
+    n_mels: int = 80
+    fmin: float = 80.0      # Hz
+    fmax: float = 7600.0    # Hz
+    htk: bool = False       # mel scale: Slaney (False) or HTK
+    norm: str = "slaney"    # area normalisation of the filters: "slaney" or "" for none
+    log: str = "log10"      # "log10" or "ln"
+    floor: float = 1e-4     # magnitudes under this count as silence
+    mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance on speech, because
+    std: float = 0.9        # load_audio brings every recording to the same level; x0 ~ N(0, I) then matches x1's scale
+
+
+def filterbank(s):
+    """Mel filters of settings s, (M, n_fft / 2 + 1) float32 tensor."""
+    filters = librosa.filters.mel(sr=s.rate, n_fft=s.n_fft, n_mels=s.n_mels, fmin=s.fmin, fmax=s.fmax,
+                                  htk=s.htk, norm=s.norm or None)
+    return torch.from_numpy(filters)
+
+
+def mel_spectrogram(wav, s):
+    """Audio (samples,) in [-1, 1] at s.rate -> normalised log mel (T, M), T = samples // hop + 1. The one mel function."""
+    wav = torch.as_tensor(wav, dtype=torch.float32)
+    spec = torch.stft(wav, s.n_fft, s.hop, window=torch.hann_window(s.n_fft), center=True, pad_mode="reflect",
+                      return_complex=True).abs()                                  # (n_fft / 2 + 1, T)
+    mel = (filterbank(s) @ spec).clamp(min=s.floor).T                             # (T, M)
+    log = mel.log10() if s.log == "log10" else mel.log()
+    return (log - s.mean) / s.std
+
+
+def log_mel(mel, s):
+    """Undo the normalisation: model units (T, M) -> log mel in the units of s.log, what a neural vocoder expects."""
+    return mel * s.std + s.mean
+
+
+def griffin_lim(mel, s, n_iter=60):
+    """Normalised log mel (T, M) -> audio (samples,) float32 by pseudo-inverse and Griffin-Lim; needs no weights."""
+    log = log_mel(mel.float().cpu(), s).clamp(max=3.0)                            # no overflow from a wild network
+    magnitude = 10 ** log if s.log == "log10" else log.exp()
+    magnitude = magnitude * (magnitude > 2 * s.floor)                             # the floor is silence, not hiss
+    spec = (torch.linalg.pinv(filterbank(s)) @ magnitude.T).clamp(min=0)          # (n_fft / 2 + 1, T)
+    wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=s.hop, n_fft=s.n_fft, random_state=0)
+    return wav.astype(np.float32)
+
+
+def load_audio(path, s, level=0.1):
+    """Any soundfile format, rate and channel count -> mono (samples,) float32 at s.rate, scaled to RMS `level`.
+
+    Raises BadInput, naming the file, when it is missing, unreadable, silent or shorter than one FFT window.
+    """
+    try:
+        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)         # (samples, channels)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as problem:
+        reason = "no such file" if not Path(path).is_file() else f"unreadable audio ({str(problem).split(': ')[-1]})"
+        raise BadInput(f"{path}: {reason}") from None
+    wav = wav.mean(axis=1)                                                        # (samples,)
+    if len(wav) < rate * s.n_fft / s.rate:
+        raise BadInput(f"{path}: only {len(wav) / rate:.2f} s of audio, too short to use")
+    rms = float(np.sqrt(np.mean(wav ** 2)))
+    if not 1e-4 < rms < 1e4:                                                      # also catches NaN and inf
+        raise BadInput(f"{path}: silent or not audio (RMS {rms:.1e})")
+    if rate != s.rate:
+        wav = librosa.resample(wav, orig_sr=rate, target_sr=s.rate)
+    return np.clip(wav * (level / rms), -1.0, 1.0).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- text
+
+ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint", "prof": "professor",
+                 "capt": "captain", "col": "colonel", "gen": "general", "lt": "lieutenant", "rev": "reverend",
+                 "hon": "honorable", "jr": "junior", "co": "company", "vs": "versus", "etc": "et cetera"}
+SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "=": " equals ", "@": " at ",
+           "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2014": ", ", "\u2013": ", ", "\u2026": "."}
+
+
+def normalise(text):
+    """Written English -> lower-case spoken English: numbers, amounts and common abbreviations spelled out."""
+    text = text.lower()
+    for symbol, spoken in SYMBOLS.items():
+        text = text.replace(symbol, spoken)
+    text = re.sub(r"\b(" + "|".join(ABBREVIATIONS) + r")\.", lambda m: ABBREVIATIONS[m[1]], text)
+    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: m[1] + (" dollar " if m[1] == "1" else " dollars "), text)
+    text = re.sub(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?", lambda m: " " + _spoken_number(m[0]) + " ", text)
+    return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
+
+
+def _spoken_number(token):
+    digits = token.rstrip("stndrh,").replace(",", "")
+    if len(digits) > 15:                                                          # a serial number, not a quantity
+        return " ".join(num2words(int(d)) for d in digits if d.isdigit())
+    year = "," not in token and len(digits) == 4 and digits[:2] not in ("10", "20")
+    kind = "ordinal" if token[-1].isalpha() else "year" if year else "cardinal"
+    spoken = num2words(float(digits) if "." in digits else int(digits), to=kind)
+    return spoken.replace(" and ", " ").replace("-", " ").replace(",", "")        # as American voices read it
+
+
+def encode(text, vocab):
+    """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the set of characters that vocab lacks.
+
+    A space at each end gives the silence before and after the sentence a character of its own.
+    """
+    text = " " + normalise(text) + " "
+    known = [c for c in text if c in vocab]
+    return torch.tensor([vocab.index(c) + 1 for c in known], dtype=torch.long), set(text) - set(vocab)
+
+
+# ---------------------------------------------------------------------------------------------------- corpora
+
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
+
+
+def find_utterances(folder):
+    """Recordings and texts in a folder -> [(id, path, text, speaker)], [(what was skipped, why)].
+
+    LJSpeech (metadata.csv with id|text|normalised text beside wavs/), also one such folder per speaker; LibriTTS
+    (speaker/chapter/*.normalized.txt beside the audio); any tree of audio with a .txt or .lab of the same name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"--data {folder}: no such folder; give a folder of recordings, for example corpus")
+    found, skipped = [], []
+    tables = sorted(folder.glob("metadata.csv")) or sorted(folder.glob("*/metadata.csv"))
+    for table in tables:
+        rows, bad = read_metadata(table, speaker="" if table.parent == folder else table.parent.name)
+        found, skipped = found + rows, skipped + bad
+    if not tables:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO):
+            sides = [path.with_suffix(end) for end in (".normalized.txt", ".txt", ".lab")]
+            side = next((p for p in sides if p.is_file()), None)
+            name = str(path.relative_to(folder).with_suffix(""))
+            if side is None:
+                skipped.append((name, "no .normalized.txt, .txt or .lab beside it"))
+                continue
+            parents = path.relative_to(folder).parts[:-1]
+            speaker = parents[0] if parents else ""
+            found.append((name, path, side.read_text(encoding="utf-8-sig", errors="replace").strip(), speaker))
+    if not found:
+        reason = f" ({len(skipped)} skipped, the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise BadInput(f"--data {folder}: no usable recordings{reason}; expected metadata.csv with id|text beside "
+                       f"wavs/, or audio files each with a .txt of the same name")
+    return found, skipped
+
+
+def read_metadata(table, speaker):
+    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM and CRLF are fine."""
+    rows, skipped, seen = [], [], set()
+    files = {p.stem: p for p in sorted((table.parent / "wavs").glob("*")) if p.suffix.lower() in AUDIO}
+    lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        columns = [c.strip() for c in line.split("|")]
+        name = columns[0] if len(columns) in (2, 3) else f"{table.name} line {number}"
+        if not line.strip():
+            continue
+        if len(columns) not in (2, 3):
+            skipped.append((name, f"{len(columns)} columns, expected id|text or id|text|normalised text"))
+        elif name in seen:
+            skipped.append((name, "duplicate id"))
+        elif name not in files:
+            skipped.append((name, f"no audio {table.parent / 'wavs' / name}.*"))
+        else:
+            seen.add(name)
+            rows.append((name, files[name], columns[-1] or columns[1], speaker))
+    return rows, skipped
+
+
+# ---------------------------------------------------------------------------------------------------- alignment
+
+
+def cepstra(mel, n=14):
+    """Normalised log mel (T, M) -> n cepstra (DCT-II, utterance mean removed) and their slopes, (T, C = 2 n)."""
+    T, M = mel.shape
+    k, m = torch.arange(n)[:, None], torch.arange(M)[None, :]
+    dct = torch.cos(torch.pi * k * (m + 0.5) / M) * (2 / M) ** 0.5                # (n, M)
+    c = mel.float() @ dct.T                                                       # (T, n)
+    c = c - c.mean(0)                                                             # voice and channel drop out
+    padded = torch.cat([c[:1], c[:1], c, c[-1:], c[-1:]])                         # (T + 4, n)
+    return torch.cat([c, (padded[4:] - padded[:-4]) / 4], dim=1)                  # (T, 2 n)
+
+
+def viterbi(score, T, L):
+    """Best monotonic path through score (B, T, L), at least one frame a character -> durations (B, L) int64.
+
+    T, L: (B,) valid frames and characters of each item, L <= T. All items advance together, one frame at a time.
+    """
+    B, frames, chars = score.shape
+    best = torch.full((B, chars), -1e30)
+    best[:, 0] = score[:, 0, 0]
+    moved = torch.zeros(frames, B, chars, dtype=torch.bool)
+    for t in range(1, frames):
+        move = torch.cat([torch.full((B, 1), -1e30), best[:, :-1]], dim=1)        # (B, L) arrive from l - 1
+        moved[t] = move > best
+        best = torch.maximum(move, best) + score[:, t]
+    here, rows = L - 1, torch.arange(B)
+    durations = torch.zeros(B, chars, dtype=torch.long)
+    for t in range(frames - 1, -1, -1):                                           # walk back from each item's own end
+        inside = t < T
+        durations[rows, here] += inside
+        here = here - (moved[t, rows, here] & inside).long()
+    return durations
+
+
+def align_batch(features, ids, gauss):
+    """Durations of texts ids [(L,)] on features [(T, C)] under one diagonal Gaussian per character -> [(L,)].
+
+    gauss: {"mean", "var"}, each (V + 1, C). Quadratic form expanded into two products, so no (T, V, C) tensor.
+    """
+    T, L = torch.tensor([len(f) for f in features]), torch.tensor([len(i) for i in ids])
+    x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)               # (B, T, C)
+    text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)                 # (B, L)
+    mean, precision = gauss["mean"], 1 / gauss["var"]
+    logp = (x @ (mean * precision).T) - 0.5 * (x ** 2 @ precision.T)              # (B, T, V + 1)
+    logp = logp - 0.5 * (mean ** 2 * precision + gauss["var"].log()).sum(1)
+    score = logp.gather(2, text[:, None, :].expand(-1, logp.shape[1], -1))        # (B, T, L)
+    return [d[:n] for d, n in zip(viterbi(score, T, L), L)]
+
+
+def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
+    """Flat-start alignment -> durations [(L,)] and the Gaussians {"mean", "var"} that produced them.
+
+    features(i) gives (T, C) of utterance i; ids[i] is (L,) with L <= T. Start: every character gets an equal share of
+    the frames. Each round estimates one Gaussian per character from the present alignment, then re-aligns everything.
+    """
+    lengths = [len(features(i)) for i in range(len(ids))]
+    order = sorted(range(len(ids)), key=lambda i: lengths[i])
+    durations = [torch.bincount(torch.arange(T) * len(t) // T, minlength=len(t)) for T, t in zip(lengths, ids)]
+    gauss = None
+    for _ in tqdm(range(rounds), desc="align", leave=False, disable=None):
+        count, s1, s2 = torch.zeros(vocab_size + 1, 1), 0.0, 0.0
+        for i in order:
+            f, char = features(i), ids[i].repeat_interleave(durations[i])         # (T, C), (T,)
+            count.index_add_(0, char, torch.ones(len(char), 1))
+            s1 = s1 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f)
+            s2 = s2 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f ** 2)
+        overall = (s2.sum(0) - s1.sum(0) ** 2 / count.sum()) / count.sum()        # (C,) variance of everything
+        seen = count.clamp(min=1)
+        mean = s1 / seen
+        var = torch.where(count > 1, s2 / seen - mean ** 2, overall).clamp(min=0) + 0.02 * overall + 1e-6
+        gauss = {"mean": mean, "var": var}
+        for b in range(0, len(order), batch):
+            part = order[b:b + batch]
+            for i, d in zip(part, align_batch([features(i) for i in part], [ids[i] for i in part], gauss)):
+                durations[i] = d
+    return durations, gauss
+
+
+# ---------------------------------------------------------------------------------------------------- cache
+
+
+class Corpus:
+    """A prepared corpus: mel frames on disk, everything else in memory.
+
+    names, speakers, texts: one string per utterance; ids, durations: [(L,)] int64; mel(i): (T, M) float32;
+    frames: (U,) int64; vocab: str; gauss: the aligner's Gaussians; skipped: [(name, reason)]; s: MelSettings;
+    train, held: lists of utterance numbers. All takes of one sentence are on one side of that split.
+    """
+
+    def __init__(self, folder):
+        index = json.loads((folder / "index.json").read_text())
+        arrays = np.load(folder / "arrays.npz")
+        self.s, self.vocab, self.skipped = MelSettings(**index["mel"]), index["vocab"], index["skipped"]
+        self.names, self.speakers, self.texts = index["names"], index["speakers"], index["texts"]
+        self.frames = torch.from_numpy(arrays["frames"])
+        self.start = self.frames.cumsum(0) - self.frames
+        ends = np.cumsum(arrays["chars"])[:-1]
+        self.ids = [torch.from_numpy(a) for a in np.split(arrays["ids"], ends)]
+        self.durations = [torch.from_numpy(a) for a in np.split(arrays["durations"], ends)]
+        self.gauss = {"mean": torch.from_numpy(arrays["mean"]), "var": torch.from_numpy(arrays["var"])}
+        self.memory = np.memmap(folder / "mel.f16", np.float16, "r", shape=(int(self.frames.sum()), self.s.n_mels))
+        held = [i for i, t in enumerate(self.texts) if zlib.crc32(t.encode()) % 100 < 4]
+        self.held = held or list(range(len(self.texts)))[-1:]
+        self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held   # a corpus of one utterance
+
+    def mel(self, i):
+        """Normalised log mel of utterance i, (T, M) float32."""
+        start = int(self.start[i])
+        return torch.from_numpy(self.memory[start:start + int(self.frames[i])].astype(np.float32))
+
+    def hours(self):
+        """Hours of usable speech."""
+        return int(self.frames.sum()) * self.s.hop / self.s.rate / 3600
+
+
+def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
+    """Corpus folder -> Corpus, computed once and cached under cache/NAME-KEY.
+
+    KEY is a hash of the settings, the vocabulary and every file's name, size and time, so that any change makes a new
+    entry. The entry is built in a temporary folder and renamed into place: two processes that start at once both
+    succeed, and a killed one leaves nothing that looks complete. vocab: keep a checkpoint's characters (None: the corpus's).
+    """
+    found, skipped = find_utterances(folder)
+    stamp = [(n, str(p), t, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, _ in found]
+    key = hashlib.sha256(json.dumps([asdict(s), vocab, stamp, skipped, 1]).encode()).hexdigest()[:16]
+    target = Path(cache) / f"{Path(folder).resolve().name}-{key}"
+    if not (target / "index.json").is_file():
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+        try:
+            _build(found, list(skipped), s, vocab, partial, folder)
+            os.rename(partial, target)
+        except OSError as problem:
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):              # lost the race: the other's is as good
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return Corpus(target)
+
+
+def _build(found, skipped, s, vocab, out, folder):
+    """Mels of all usable recordings into out/mel.f16, then alignment, then the index."""
+    texts = [normalise(text) for _, _, text, _ in found]
+    vocab = vocab or "".join(sorted(set(" ".join(texts)) | {" "}))
+    rows, ids, frames, unknown = [], [], [], set()
+    with open(out / "mel.f16", "wb") as file:
+        for (name, path, _, speaker), text in zip(tqdm(found, desc="mel", leave=False, disable=None), texts):
+            try:
+                mel = mel_spectrogram(load_audio(path, s), s)                     # (T, M)
+            except BadInput as problem:
+                skipped.append((name, str(problem)))
+                continue
+            i, dropped = encode(text, vocab)
+            unknown |= dropped
+            if len(mel) * s.hop > MAX_SECONDS * s.rate:
+                skipped.append((name, f"{len(mel) * s.hop / s.rate:.1f} s, longer than {MAX_SECONDS:.0f} s"))
+            elif len(i) <= 2 or len(i) > len(mel):
+                skipped.append((name, f"{len(mel)} frames of audio cannot hold its {len(i)} characters"
+                                if len(i) > 2 else "no text"))
+            else:
+                file.write(mel.numpy().astype(np.float16).tobytes())
+                rows.append((name, speaker, text))
+                ids.append(i)
+                frames.append(len(mel))
+    if unknown:
+        print(f"characters that the vocabulary lacks, dropped: {' '.join(sorted(unknown))}")
+    if not rows:
+        raise BadInput(f"--data {folder}: none of its {len(found)} recordings can be used, for example "
+                       f"{skipped[0][0]}: {skipped[0][1]}")
+    memory = np.memmap(out / "mel.f16", np.float16, "r", shape=(sum(frames), s.n_mels))
+    start = np.cumsum(frames) - frames
+    durations, gauss = align_corpus(
+        lambda i: cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32))), ids, len(vocab))
+    np.savez(out / "arrays.npz", frames=np.array(frames), chars=np.array([len(i) for i in ids]),
+             ids=torch.cat(ids).numpy(), durations=torch.cat(durations).numpy(),
+             mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
+    names, speakers, texts = (list(column) for column in zip(*rows))
+    (out / "index.json").write_text(json.dumps(dict(mel=asdict(s), vocab=vocab, skipped=skipped, names=names,
+                                                    speakers=speakers, texts=texts)))
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+def batch_indices(frames, max_frames, seed):
+    """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames each.
+
+    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same batches.
+    """
+    g = torch.Generator().manual_seed(seed)
+    while True:
+        jitter = frames.float() * (1 + 0.1 * torch.rand(len(frames), generator=g))    # new neighbours each epoch
+        batches, batch = [], []
+        for i in jitter.argsort().tolist():
+            longest = max([int(frames[j]) for j in batch] + [int(frames[i])])
+            if batch and longest * (len(batch) + 1) > max_frames:
+                batches.append(batch)
+                batch = []
+            batch.append(i)
+        batches.append(batch)
+        for b in torch.randperm(len(batches), generator=g).tolist():
+            yield batches[b]
+
+
+def collate(corpus, items):
+    """Utterance numbers -> batch of padded tensors; padding is 0 and mask says what is real.
+
+    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): which character a frame speaks.
+    """
+    pad = torch.nn.utils.rnn.pad_sequence
+    durations = [corpus.durations[i] for i in items]
+    return dict(
+        mel=pad([corpus.mel(i) for i in items], batch_first=True),
+        mask=pad([torch.ones(int(corpus.frames[i]), dtype=torch.bool) for i in items], batch_first=True),
+        text=pad([corpus.ids[i] for i in items], batch_first=True),
+        durations=pad(durations, batch_first=True),
+        align=pad([frame_to_char(d) for d in durations], batch_first=True))
+
+
+def frame_to_char(durations):
+    """Durations in frames (L,) -> the character that each frame speaks, (T,) int64."""
+    return torch.arange(len(durations)).repeat_interleave(durations)
+
+
+# ---------------------------------------------------------------------------------------------------- command
+
+DOWNLOADS = {"ljspeech": ("https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2",
+                          "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5")}
+
+
+def download(url, sha256, folder):
+    """Fetch an archive into folder, continuing a partial file, check its SHA-256, unpack it there -> folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    archive, part = folder / url.rsplit("/", 1)[-1], folder / (url.rsplit("/", 1)[-1] + ".part")
+    if not archive.is_file():
+        have = part.stat().st_size if part.is_file() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(request) as reply:
+                resumed = reply.status == 206                                     # 200: the server starts over
+                total = int(reply.headers.get("Content-Length", 0)) + (have if resumed else 0)
+                with open(part, "ab" if resumed else "wb") as file, tqdm(
+                        total=total, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None) as bar:
+                    while chunk := reply.read(1 << 20):
+                        bar.update(file.write(chunk))
+        except OSError as problem:
+            if getattr(problem, "code", None) != 416:                             # 416: the partial file is complete
+                raise BadInput(f"{url}: download failed ({problem}); run the command again to continue") from None
+        digest = hashlib.sha256()
+        with open(part, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            part.unlink()
+            raise BadInput(f"{url}: checksum {digest.hexdigest()[:12]}... is not {sha256[:12]}...; deleted, try again")
+        os.replace(part, archive)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")                                     # refuses paths outside folder
+    return folder
+
+
+def plot_alignment(corpus, i, path):
+    """Mel picture of utterance i with each character where the aligner put it."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    ends = corpus.durations[i].cumsum(0)
+    fig, ax = plt.subplots(figsize=(14, 3.5), constrained_layout=True)
+    ax.imshow(corpus.mel(i).T, origin="lower", aspect="auto", interpolation="nearest")
+    for char, end, length in zip(corpus.ids[i].tolist(), ends.tolist(), corpus.durations[i].tolist()):
+        ax.axvline(end - 0.5, color="white", lw=0.4)
+        ax.text(end - length / 2 - 0.5, corpus.s.n_mels + 1, corpus.vocab[char - 1], ha="center", fontsize=8)
+    ax.set(xlabel="frame", ylabel="mel band")
+    fig.savefig(path, dpi=90)
+    plt.close(fig)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", default="corpus", help="folder of recordings: LJSpeech or LibriTTS layout, or audio + .txt")
+    p.add_argument("--cache", default="cache", help="where mels and alignments are kept")
+    p.add_argument("--out", default="out/data", help="where the alignment picture goes")
+    p.add_argument("--download", choices=sorted(DOWNLOADS), help="fetch this corpus first, into --data (default data)")
+    a = p.parse_args()
+    if a.download:
+        a.data = download(*DOWNLOADS[a.download], "data" if a.data == "corpus" else a.data)
+        a.data = next(Path(a.data).glob("*/metadata.csv")).parent
+    corpus = prepare(a.data, cache=a.cache)
+    print(f"{a.data}: {len(corpus.names)} recordings, {corpus.hours():.2f} h, "
+          f"{len(corpus.train)} to train on, {len(corpus.held)} held out")
+    for speaker in sorted(set(corpus.speakers)):
+        mine = [i for i, s in enumerate(corpus.speakers) if s == speaker]
+        minutes = float(corpus.frames[mine].sum()) * corpus.s.hop / corpus.s.rate / 60
+        print(f"  speaker {speaker or 'not known'}: {len(mine)} recordings, {minutes:.1f} min")
+    print(f"  characters ({len(corpus.vocab)}): {corpus.vocab!r}")
+    print(f"  skipped: {len(corpus.skipped)}")
+    for name, reason in corpus.skipped[:20]:
+        print(f"    {name}: {reason}")
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+    plot_alignment(corpus, corpus.held[0], Path(a.out) / "alignment.png")
+    print(f"  alignment of {corpus.names[corpus.held[0]]}: {Path(a.out) / 'alignment.png'}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,303 @@
+"""The network: a diffusion transformer (DiT) for mel spectrograms, teacher and student alike. Imports nothing local.
+
+ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
+x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
+
+THE SWITCH is DiTConfig.time:
+    "adaln"  continuous t -> timestep MLP -> a scale, shift and gate for every LayerNorm (adaLN-Zero; the teacher)
+    "step"   plain affine LayerNorm; one learned vector per step count n says "you have n steps" (DSFlow's student)
+fold() turns the first into the second exactly, at one t.
+
+Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional positions,
+rotary attention, adaLN-Zero. Unlike there, padding never leaks: an item gives the same output alone and in any batch.
+
+Shapes: B batch, T mel frames, L characters, M mel bands, D width, E text width, H heads, d head width.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Everything needed to build a DiT. A checkpoint carries it as a plain dict."""
+    vocab: int                  # characters, ids 1 ... vocab; id 0 is the filler that means "no text"
+    mels: int = 80
+    dim: int = 192              # D
+    depth: int = 4
+    heads: int = 3              # H; head width d = D / H
+    ff_mult: int = 2            # hidden width of the feed-forward, in D
+    text_dim: int = 192         # E
+    text_blocks: int = 4
+    time: str = "adaln"         # the switch: "adaln" or "step"
+    steps: tuple = ()           # "step" only: the step counts n that have a vector
+    token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as one more frame
+
+
+SIZES = {
+    "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3M: trains on two CPU cores
+    "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 20M: one GPU, minutes
+    "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's depth, width and heads
+}
+
+
+# ------------------------------------------------------------------------------------------------- leaves
+
+
+def masked(x, mask):
+    """x (B, T, D) with padded frames set to 0. mask (B, T) bool, or None: nothing is padded."""
+    return x if mask is None else x * mask[..., None]
+
+
+class ConvNeXtV2(nn.Module):
+    """ConvNeXt-V2 block over the sequence (Woo et al. 2023), as F5-TTS uses it for text. (B, L, E) -> (B, L, E)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, 2 * dim)
+        self.gamma = nn.Parameter(torch.zeros(2 * dim))                           # global response normalisation
+        self.beta = nn.Parameter(torch.zeros(2 * dim))
+        self.pwconv2 = nn.Linear(2 * dim, dim)
+
+    def forward(self, x, mask):
+        h = self.dwconv(masked(x, mask).transpose(1, 2)).transpose(1, 2)          # (B, L, E)
+        h = F.gelu(self.pwconv1(self.norm(h)))                                    # (B, L, 2 E)
+        energy = masked(h, mask).norm(dim=1, keepdim=True)                        # (B, 1, 2 E) over valid characters
+        h = h + self.gamma * h * energy / (energy.mean(-1, keepdim=True) + 1e-6) + self.beta
+        return x + self.pwconv2(h)
+
+
+class TextEncoder(nn.Module):
+    """Character ids (B, L) -> features (B, L, E): embedding and ConvNeXt-V2 blocks."""
+
+    def __init__(self, vocab, dim, blocks):
+        super().__init__()
+        self.embed = nn.Embedding(vocab + 1, dim)
+        self.blocks = nn.ModuleList(ConvNeXtV2(dim) for _ in range(blocks))
+
+    def forward(self, text, mask):
+        x = self.embed(text)                                                      # (B, L, E)
+        for block in self.blocks:
+            x = block(x, mask)
+        return masked(x, mask)
+
+
+class ConvPosition(nn.Module):
+    """Positions from content: two grouped convolutions of 31 frames, added to the input. (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv1 = nn.Conv1d(dim, dim, 31, padding=15, groups=16)
+        self.conv2 = nn.Conv1d(dim, dim, 31, padding=15, groups=16)
+
+    def forward(self, x, mask):
+        h = F.mish(self.conv1(masked(x, mask).transpose(1, 2))).transpose(1, 2)   # (B, T, D)
+        h = F.mish(self.conv2(masked(h, mask).transpose(1, 2))).transpose(1, 2)   # (B, T, D)
+        return x + masked(h, mask)
+
+
+def rotary_table(T, d, device):
+    """Rotation angles of T positions for heads of width d -> cos, sin, each (T, d / 2) float32."""
+    frequency = 10000 ** (-torch.arange(0, d, 2, device=device).float() / d)      # (d / 2,)
+    angle = torch.arange(T, device=device).float()[:, None] * frequency           # (T, d / 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, rotary):
+    """Rotary position embedding on interleaved pairs. x (B, H, T, d)."""
+    cos, sin = rotary
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)                            # (B, H, T, d / 2) each
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
+
+
+class Attention(nn.Module):
+    """Rotary multi-head self-attention that never looks at padding. (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x, rotary, mask):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)       # (B, H, T, d) each
+        keys = None if mask is None else mask[:, None, None, :]                   # (B, 1, 1, T)
+        x = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=keys)
+        return self.out(x.transpose(1, 2).flatten(2))                             # (B, T, D)
+
+
+class TimestepMLP(nn.Module):
+    """Continuous t (B,) in [0, 1] -> embedding (B, D). Sinusoids of 1000 t, as in F5-TTS (sines first, 127 intervals)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t):
+        frequency = torch.exp(-torch.arange(128, device=t.device).float() * (torch.tensor(10000.0).log() / 127))
+        angle = 1000 * t.float()[:, None] * frequency                             # (B, 128)
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(self.mlp[0].weight))
+
+
+class Block(nn.Module):
+    """Transformer block. adaLN-Zero: t sets scale, shift and gate of both branches; step: plain pre-LN with affine norms."""
+
+    def __init__(self, c):
+        super().__init__()
+        affine = c.time == "step"
+        self.norm1 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
+        self.attn = Attention(c.dim, c.heads)
+        self.norm2 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
+        self.ff1 = nn.Linear(c.dim, c.ff_mult * c.dim)
+        self.ff2 = nn.Linear(c.ff_mult * c.dim, c.dim)
+        self.adaln = None if affine else nn.Linear(c.dim, 6 * c.dim)
+
+    def feed_forward(self, x):
+        return self.ff2(F.gelu(self.ff1(x), approximate="tanh"))
+
+    def forward(self, x, temb, rotary, mask):
+        if self.adaln is None:
+            x = x + self.attn(self.norm1(x), rotary, mask)
+            return x + self.feed_forward(self.norm2(x))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaln(F.silu(temb))[:, None].chunk(6, -1)  # (B, 1, D)
+        x = x + gate_a * self.attn(self.norm1(x) * (1 + scale_a) + shift_a, rotary, mask)
+        return x + gate_f * self.feed_forward(self.norm2(x) * (1 + scale_f) + shift_f)
+
+
+# ------------------------------------------------------------------------------------------------- DiT
+
+
+class DiT(nn.Module):
+    """Velocity network v(x, t or n, condition). The condition is (ref, h): reference mel and frame-level text features.
+
+    embed_text() makes h once per utterance; forward() is one network call.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        assert c.time in ("adaln", "step"), f"DiTConfig.time is {c.time!r}, not 'adaln' or 'step'"
+        self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks)
+        self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
+        self.position = ConvPosition(c.dim)
+        self.timestep = TimestepMLP(c.dim) if c.time == "adaln" else None
+        self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None          # the step tokens
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.time == "step")
+        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.time == "adaln" else None
+        self.proj_out = nn.Linear(c.dim, c.mels)
+        self.init_weights()
+
+    def init_weights(self):
+        """torch defaults, but a fresh network outputs exactly 0 and every adaLN block starts as the identity."""
+        for layer in [block.adaln for block in self.blocks] + [self.adaln_out, self.proj_out]:
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        if self.token is not None:
+            nn.init.zeros_(self.token.weight)
+
+    def embed_text(self, text, align, drop=None):
+        """Characters (B, L) and align (B, T), the character each frame speaks -> frame-level text features h (B, T, E).
+
+        drop (B,) bool: these items get "no text" (all filler), the text half of the unconditional branch.
+        """
+        valid = text > 0                                                          # (B, L)
+        if drop is not None:
+            text = text.masked_fill(drop[:, None], 0)
+        h = self.text(text, valid)                                                # (B, L, E)
+        return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))          # (B, T, E)
+
+    def forward(self, x, time, ref, h, mask=None):
+        """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
+
+        x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
+        time: t as float or (B,) with the adaln switch; the step count n as int with the step switch.
+        mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
+        """
+        x = self.proj_in(torch.cat([x, ref, h], -1))                              # (B, T, D)
+        x = self.position(x, mask)
+        temb = None
+        if self.timestep is not None:
+            temb = self.timestep(torch.as_tensor(time, device=x.device, dtype=torch.float32).expand(len(x)))
+        else:
+            token = self.token.weight[self.config.steps.index(time)]              # (D,)
+            if self.config.token == "add":
+                x = x + token
+            else:
+                x = torch.cat([token.expand(len(x), 1, -1), x], 1)                # (B, 1 + T, D)
+                mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        rotary = rotary_table(x.shape[1], self.config.dim // self.config.heads, x.device)
+        for block in self.blocks:
+            x = block(x, temb, rotary, mask)
+        x = self.norm_out(x)
+        if self.adaln_out is not None:
+            scale, shift = self.adaln_out(F.silu(temb))[:, None].chunk(2, -1)     # (B, 1, D)
+            x = x * (1 + scale) + shift
+        elif self.config.token == "prepend":
+            x = x[:, 1:]                                                          # (B, T, D)
+        return self.proj_out(x)                                                   # (B, T, M)
+
+
+def count_parameters(model):
+    """(all parameters, those that condition on time: timestep MLP, adaLN layers, step tokens)."""
+    conditioning = ("timestep.", "adaln", "token.")
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return sum(sizes.values()), sum(n for name, n in sizes.items() if any(c in name for c in conditioning))
+
+
+@torch.no_grad()
+def fold(teacher, steps, t=0.0, token="add"):
+    """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero.
+
+    adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm, and
+    gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how the student starts.]
+    """
+    c = replace(teacher.config, time="step", steps=tuple(steps), token=token)
+    student = DiT(c).to(teacher.proj_out.weight)
+    weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
+    missing, extra = student.load_state_dict(weights, strict=False)
+    assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
+    temb = F.silu(teacher.timestep(torch.full((1,), float(t), device=teacher.proj_out.weight.device)))[0]   # (D,)
+    for old, new in zip(teacher.blocks, student.blocks):
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)                       # (D,) each
+        for norm, scale, shift in ((new.norm1, scale_a, shift_a), (new.norm2, scale_f, shift_f)):
+            norm.weight.copy_(1 + scale)
+            norm.bias.copy_(shift)
+        for out, gate in ((new.attn.out, gate_a), (new.ff2, gate_f)):
+            out.weight.mul_(gate[:, None])
+            out.bias.mul_(gate)
+    scale, shift = teacher.adaln_out(temb).chunk(2)
+    student.norm_out.weight.copy_(1 + scale)
+    student.norm_out.bias.copy_(shift)
+    return student
+
+
+# ------------------------------------------------------------------------------------------------- durations
+
+
+class DurationPredictor(nn.Module):
+    """Characters (B, L) -> log durations (B, L), natural log of frames. Small, trained beside the teacher."""
+
+    def __init__(self, vocab, dim=128, blocks=3):
+        super().__init__()
+        self.text = TextEncoder(vocab, dim, blocks)
+        self.out = nn.Linear(dim, 1)
+
+    def forward(self, text):
+        return self.out(self.text(text, text > 0)).squeeze(-1)                    # (B, L)
+
+    def loss(self, text, durations):
+        """Mean squared error of the log durations over valid characters."""
+        error = self(text) - durations.clamp(min=1).log()                         # (B, L)
+        return (error ** 2)[text > 0].mean()
+
+    @torch.no_grad()
+    def predict(self, text, speed=1.0):
+        """Whole frames per character (B, L) int64, at least 1 on characters, 0 on padding; speed > 1 is faster."""
+        frames = (self(text).exp() / speed).round().clamp(1, 120).long()          # 120 frames: a pause of two seconds
+        return frames * (text > 0)

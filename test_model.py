@@ -1,0 +1,658 @@
+"""The mathematics and the promises, on a CPU in under 90 seconds: python -m pytest -q"""
+import ast
+import http.server
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import data
+import distill
+import model
+import sample
+import teacher
+from data import BadInput, MelSettings
+
+ROOT = Path(__file__).resolve().parent
+SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, text_dim=16, text_blocks=2)
+torch.set_num_threads(2)
+
+
+def randomised(net, seed=0):
+    """Every weight random, so that nothing hides behind a zero initialisation."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5))
+    return net.eval()
+
+
+def make_batch(lengths=(14, 9), seed=0, mels=8):
+    """A batch as held_out() makes it: mel, text, alignment, reference, frames to generate, noise."""
+    g = torch.Generator().manual_seed(seed)
+    T, pad = max(lengths), torch.nn.utils.rnn.pad_sequence
+    durations = [torch.tensor([2, 3, 1, n - 6]) for n in lengths]
+    mask = torch.arange(T)[None] < torch.tensor(lengths)[:, None]
+    known = mask & (torch.arange(T)[None] < 3)
+    mel = torch.randn(len(lengths), T, mels, generator=g) * mask[..., None]
+    return dict(mel=mel, mask=mask, text=torch.randint(1, 10, (len(lengths), 4), generator=g),
+                durations=torch.stack(durations), align=pad([data.frame_to_char(d) for d in durations], batch_first=True),
+                known=known, ref=mel * known[..., None], todo=mask & ~known, x0=torch.randn(mel.shape, generator=g),
+                drop=torch.zeros(len(lengths), dtype=torch.bool))
+
+
+def straight_teacher(batch):
+    """A stand-in network whose velocity is constant: x0 flows straight to the batch's mel."""
+    class Straight(torch.nn.Module):
+        config = types.SimpleNamespace(time="adaln")
+
+        def embed_text(self, text, align, drop=None):
+            return torch.zeros(*align.shape, 1)
+
+        def forward(self, x, time, ref, h, mask=None):
+            return batch["mel"] - batch["x0"]
+    return Straight()
+
+
+# ------------------------------------------------------------------------------------------------- method
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_constant_velocity_gives_zero_loss_and_exact_endpoints(n):
+    batch = make_batch()
+    flow = straight_teacher(batch)
+    states = distill.teacher_states(flow, batch, [1, 2, 4], w=1.5)
+    assert torch.allclose(states["states"][-1], batch["mel"], atol=1e-5)
+    loss, parts = distill.dsflow_loss(flow, states, n, torch.Generator().manual_seed(n))
+    assert loss < 1e-9 and parts["endpoint"] < 1e-9 and parts["velocity"] < 1e-9
+    x1 = teacher.rollout(flow, batch, sample.cosine_grid(n), 0.0)[-1]
+    assert torch.allclose(x1, batch["mel"], atol=1e-5)
+
+
+def test_endpoint_is_velocity_at_the_chords_start_times_interval_squared():
+    """METHOD's identity || X_s + D v - X_e ||^2 = D^2 || v - vbar ||^2, through the loss itself, at n = 1, D = 1 and n = 2."""
+    student, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1, 2)))), make_batch()
+    X = torch.randn(3, *batch["mel"].shape)
+    for n, states, grid in ((1, X[:2], [0.0, 1.0]), (1, X[:2], [0.0, 0.25])):
+        b = dict(batch, states=states, grid=torch.tensor(grid))
+        _, end = distill.dsflow_loss(student, b, n, torch.Generator(), a=1.0)
+        cond, _ = sample.conditions(student, b["text"], b["align"], b["ref"])
+        v_bar = (X[1] - X[0]) / grid[1]
+        velocity = ((student(X[0], n, *cond, b["mask"]) - v_bar) ** 2)[b["todo"]].mean()
+        assert torch.allclose(end["endpoint"], grid[1] ** 2 * velocity, rtol=1e-4)
+
+
+def test_loss_equals_the_formula_written_naively():
+    student, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1, 2, 4)))), make_batch()
+    b = dict(batch, states=torch.randn(5, *batch["mel"].shape), grid=sample.cosine_grid(4))
+    loss, parts = distill.dsflow_loss(student, b, 2, torch.Generator().manual_seed(3), t_mf="mid", p_uncond=1.0)
+    i = torch.randint(2, (2,), generator=torch.Generator().manual_seed(3)) * 2
+    cond, null = sample.conditions(student, b["text"], b["align"], b["ref"])
+    want = torch.zeros(3)
+    for item in range(2):
+        X_s, X_e = b["states"][i[item]], b["states"][i[item] + 2]
+        D = b["grid"][i[item] + 2] - b["grid"][i[item]]
+        v_s, v_u = student(X_s, 2, *cond, b["mask"]), student(X_s, 2, *null, b["mask"])
+        v_mid = student((X_s + X_e) / 2, 2, *cond, b["mask"])
+        for T in range(14):
+            if b["todo"][item, T]:
+                errors = (X_s + D * v_s - X_e, v_mid - (X_e - X_s) / D, v_u - v_s)
+                want += torch.stack([(e[item, T] ** 2).sum() for e in errors])
+    want /= b["todo"].sum() * 8
+    got = torch.stack([parts["endpoint"], parts["velocity"], parts["cfg"]])
+    assert torch.allclose(got, want, rtol=1e-4)
+    assert torch.allclose(loss, 0.7 * want[0] + 0.3 * want[1] + 0.01 * want[2], rtol=1e-4)
+
+
+def test_loss_scale_an_error_of_one_everywhere_is_one():
+    batch = make_batch()
+    flow = straight_teacher(batch)
+    states = distill.teacher_states(flow, batch, [1], w=0.0)
+    shifted = dict(states, states=torch.stack([states["states"][0], states["states"][-1] + 1]))
+    loss, parts = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), p_uncond=0.0)
+    assert abs(loss - 1) < 1e-5 and abs(parts["velocity"] - 1) < 1e-5
+    assert abs(teacher.cfm_loss(flow, dict(batch, mel=batch["mel"], x0=batch["x0"]), torch.rand(2))) < 1e-9
+
+
+def test_weak_cfg_trains_only_the_unconditional_branch():
+    """With a = 1 and the endpoint error made zero, the text reaches the loss through L_CFG only, and must get no gradient."""
+    net, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1,)))), make_batch()
+    cond, _ = sample.conditions(net, batch["text"], batch["align"], batch["ref"])
+    end = (batch["x0"] + net(batch["x0"], 1, *cond, batch["mask"])).detach()
+    b = dict(batch, states=torch.stack([batch["x0"], end]), grid=torch.tensor([0.0, 1.0]))
+    distill.dsflow_loss(net, b, 1, torch.Generator(), a=1.0, p_uncond=1.0)[0].backward()
+    used = net.text.embed.weight.grad
+    assert used[0].abs().max() > 1e-6 and used[1:].abs().max() < 1e-7             # row 0 is "no text"
+
+
+@pytest.mark.parametrize("t", [0.0, 0.4])
+@pytest.mark.parametrize("token", ["add", "prepend"])
+def test_fold_equals_the_teacher_at_that_time(t, token):
+    net, batch = randomised(model.DiT(SMALL), 1), make_batch()
+    student = model.fold(net, [1, 2, 4], t, token)
+    cond, _ = sample.conditions(net, batch["text"], batch["align"], batch["ref"])
+    if token == "prepend":      # one more key in attention: equal only once nothing attends to it; check it runs and differs
+        v = student(batch["x0"], 2, *cond, batch["mask"])
+        assert v.shape == batch["x0"].shape and torch.isfinite(v).all()
+        return
+    want, got = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], 2, *cond, batch["mask"])
+    assert (want - got)[batch["mask"]].abs().max() < 1e-5
+
+
+def test_parameters_leave_with_the_timestep_network():
+    net = model.DiT(model.DiTConfig(vocab=30, **model.SIZES["tiny"]))
+    student = model.fold(net, [1, 2, 4])
+    (total, conditioning), (kept, tokens) = model.count_parameters(net), model.count_parameters(student)
+    D, depth = net.config.dim, net.config.depth
+    print(f"teacher {total:,} ({conditioning:,} condition on time) -> student {kept:,} ({tokens:,})")
+    assert tokens == 3 * D and kept == total - conditioning + tokens + 2 * D * (2 * depth + 1)
+    assert kept < 0.8 * total
+    assert 3 * model.SIZES["base"]["dim"] == 1536                                 # the paper's 1.5K
+
+
+def test_guidance_formula_and_network_calls():
+    net, batch = randomised(model.DiT(SMALL)), make_batch()
+    cond, null = sample.conditions(net, batch["text"], batch["align"], batch["ref"])
+    v_c, v_u = net(batch["x0"], 0.3, *cond, batch["mask"]), net(batch["x0"], 0.3, *null, batch["mask"])
+    got = sample.guided_velocity(net, batch["x0"], 0.3, cond, null, 0.7, batch["mask"])
+    assert torch.allclose(got, v_c + 0.7 * (v_c - v_u), atol=1e-5)
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    for steps, w, expected in ((1, 0.0, 1), (4, 0.0, 4), (1, 0.5, 2), (10, 0.7, 20)):
+        calls.clear()
+        teacher.rollout(net, batch, sample.cosine_grid(steps), w)
+        assert len(calls) == expected
+
+
+def test_grids():
+    for make in sample.GRIDS.values():
+        for n in (1, 2, 7, 12):
+            grid = make(n)
+            assert len(grid) == n + 1 and grid[0] == 0 and grid[-1] == 1 and (grid.diff() > 0).all()
+    assert torch.allclose(sample.cosine_grid(12)[::3], sample.cosine_grid(4))      # a student's grid is part of its teacher's
+    assert distill.teacher_grid([1]) == (10, 1) and distill.teacher_grid([1, 2, 4]) == (12, 4)
+
+
+# ------------------------------------------------------------------------------------------------- network
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, time="step", steps=(1, 4)),
+                                    replace(SMALL, time="step", steps=(1, 4), token="prepend")])
+def test_padding_never_leaks(config):
+    net, batch = randomised(model.DiT(config)), make_batch()
+    time = 0.3 if config.time == "adaln" else 4
+
+    def run(b, mask):
+        cond, _ = sample.conditions(net, b["text"], b["align"], b["ref"])
+        return net(b["x0"], time, *cond, mask)
+    together = run(batch, batch["mask"])
+    batch["x0"][~batch["mask"]] = 1e3                                             # garbage in the padding
+    assert torch.allclose(run(batch, batch["mask"])[batch["mask"]], together[batch["mask"]], atol=1e-5)
+    alone = run({k: v[1:2, :9] if v.dim() > 1 and v.shape[1] == 14 else v[1:2] for k, v in batch.items()}, None)
+    assert torch.allclose(alone[0], together[1, :9], atol=1e-5)
+
+
+def test_text_padding_never_leaks():
+    net = randomised(model.DurationPredictor(9, dim=16, blocks=2))
+    text = torch.tensor([[1, 5, 2, 0, 0]])
+    assert torch.allclose(net(text)[:, :3], net(text[:, :3]), atol=1e-5)
+    assert (net.predict(text)[0, :3] >= 1).all() and (net.predict(text)[0, 3:] == 0).all()
+
+
+def test_batch_of_one_and_of_four_speak_the_same():
+    bundle = tiny_bundle()
+    ids = [torch.tensor([1, 4, 3, 2, 1]), torch.tensor([1, 2, 1]), torch.tensor([1, 9, 8, 7, 6, 5, 1]), torch.tensor([1, 3, 1])]
+    four = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
+    single = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=1)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(four, single))
+    again = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
+    assert all(torch.equal(x, y) for x, y in zip(four, again))
+    other = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4, seed=1)
+    assert not torch.allclose(four[0], other[0], atol=1e-2)
+
+
+def test_overfits_one_batch():
+    torch.manual_seed(0)
+    net, batch = model.DiT(SMALL), make_batch()
+    optimiser, losses = torch.optim.AdamW(net.parameters(), 3e-3), []
+    for _ in range(150):
+        loss = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
+        teacher.optimise(loss, net, optimiser, 3e-3, 0)
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------- audio, text, alignment
+
+
+def test_alignment_recovers_known_boundaries():
+    """Ten characters with distinct sounds, random texts and durations: the flat start must find nearly every boundary."""
+    g = torch.Generator().manual_seed(0)
+    sound = torch.randn(11, 28, generator=g) * 3
+    texts = [torch.randint(1, 11, (int(torch.randint(8, 20, (), generator=g)),), generator=g) for _ in range(60)]
+    texts = [t[torch.cat([torch.tensor([True]), t[1:] != t[:-1]])] for t in texts]     # no doubled characters
+    truth = [torch.randint(2, 9, t.shape, generator=g) for t in texts]
+    features = [sound[t.repeat_interleave(d)] + torch.randn(int(d.sum()), 28, generator=g) for t, d in zip(texts, truth)]
+    found, gauss = data.align_corpus(lambda i: features[i], texts, 10)
+    assert all(int(f.sum()) == int(d.sum()) and (f >= 1).all() for f, d in zip(found, truth))
+    off = torch.cat([(f.cumsum(0) - d.cumsum(0)).abs() for f, d in zip(found, truth)])
+    assert (off <= 1).float().mean() > 0.95, off.float().mean()
+    alone = data.align_batch([features[3]], [texts[3]], gauss)[0]
+    assert torch.equal(alone, found[3])                                            # batching changes nothing
+
+
+def test_mel_scale_and_inverse():
+    s = MelSettings()
+    t = torch.arange(16000) / 16000
+    wav = 0.3 * torch.sin(2 * torch.pi * (300 * t + 200 * t ** 2)) + 0.1 * torch.sin(2 * torch.pi * 1500 * t)
+    mel = data.mel_spectrogram(wav, s)
+    assert mel.shape == (16000 // 256 + 1, 80)
+    back = data.mel_spectrogram(data.griffin_lim(mel, s), s)
+    loud = mel[: len(back)] > mel.max() - 2.0
+    assert (back - mel[: len(back)])[loud].abs().mean() < 0.15
+    assert abs(float(data.log_mel(data.mel_spectrogram(torch.zeros(4000), s), s).max()) - np.log10(s.floor)) < 1e-6
+    other = data.mel_spectrogram(wav, replace(s, log="ln", htk=True, norm="", mean=0.0, std=1.0, n_mels=100))
+    assert other.shape[1] == 100 and torch.isfinite(other).all()
+
+
+def test_mel_is_speecht5s():
+    """Against transformers' own feature extractor, when it is installed."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    extract = transformers.SpeechT5FeatureExtractor()
+    wav = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    want = extract(audio_target=wav, sampling_rate=16000, return_tensors="pt")["input_values"][0]
+    s = MelSettings()
+    got = data.log_mel(data.mel_spectrogram(wav, s), s)
+    assert want.shape == got.shape and (want.clamp(min=-4) - got).abs().max() < 1e-3
+
+
+def test_vocoder_with_random_weights(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = transformers.SpeechT5HifiGanConfig(upsample_initial_channel=32)
+    transformers.SpeechT5HifiGan(config).save_pretrained(tmp_path)
+    wav = sample.load_vocoder(str(tmp_path))(torch.randn(20, 80), MelSettings())
+    assert wav.shape == (20 * 256,) and np.isfinite(wav).all()
+    with pytest.raises(BadInput, match="made for 16 kHz"):
+        sample.load_vocoder(str(tmp_path))(torch.randn(20, 80), MelSettings(log="ln"))
+
+
+@pytest.mark.parametrize("written, spoken", [
+    ("Dr. Smith paid $20 in 1984.", "doctor smith paid twenty dollars in nineteen eighty four."),
+    ("The 21st of May, 1,250 people & 3.5%", "the twenty first of may, one thousand two hundred fifty people and three point five percent"),
+    ("  Two\tspaces\n", "two spaces")])
+def test_text(written, spoken):
+    assert data.normalise(written) == spoken
+
+
+def test_long_text_is_cut_into_sentences_and_nothing_is_lost():
+    text = ("The rain fell. " * 40 + "word " * 300 + "x" * 500).strip()
+    chunks = sample.sentences(text)
+    assert max(map(len, chunks)) <= 160 and "".join("".join(chunks).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("rate, channels, subtype", [(48000, 2, "FLOAT"), (16000, 1, "PCM_24"), (44100, 2, "PCM_16")])
+def test_audio_formats(tmp_path, rate, channels, subtype):
+    wav = np.random.default_rng(0).normal(0, 0.2, (rate, channels)).clip(-1, 1)
+    soundfile.write(tmp_path / "a.wav", wav, rate, subtype=subtype)
+    got = data.load_audio(tmp_path / "a.wav", MelSettings())
+    assert abs(len(got) - 16000) < 3 and abs(np.sqrt((got ** 2).mean()) - 0.1) < 0.01
+
+
+# ------------------------------------------------------------------------------------------------- corpora
+
+
+def write_wav(path, seconds=1.2, level=0.2, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    soundfile.write(path, (level * rng.normal(0, 0.3, int(16000 * seconds))).clip(-1, 1), 16000)
+
+
+def make_corpus(folder, texts=("hello there you", "good morning to you", "one more line", "and the last one")):
+    for i, _ in enumerate(texts):
+        write_wav(folder / "wavs" / f"u{i}.wav", seed=i)
+    (folder / "metadata.csv").write_text("".join(f"u{i}|{t}|{t}\n" for i, t in enumerate(texts)))
+    return folder
+
+
+def test_metadata_with_every_fault(tmp_path):
+    folder = make_corpus(tmp_path / "c")
+    write_wav(folder / "wavs" / "silent.wav", level=0)
+    write_wav(folder / "wavs" / "tiny.wav", seconds=0.05)
+    (folder / "wavs" / "broken.wav").write_bytes(b"RIFF1234not audio")
+    lines = (folder / "metadata.csv").read_text() + (
+        "u0|again|again\nonly one column\na|b|c|d\nlost|no such wav|no such wav\nsilent|quiet|quiet\ntiny|t|t\nbroken|x|x\n\n")
+    (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
+    corpus = data.prepare(folder, cache=tmp_path / "cache")
+    assert corpus.names == ["u0", "u1", "u2", "u3"]
+    reasons = " ".join(f"{n}: {r}" for n, r in corpus.skipped)
+    for word in ("duplicate id", "1 columns", "4 columns", "no audio", "silent or not", "too short", "unreadable"):
+        assert word in reasons
+    assert len(corpus.skipped) == 7
+
+
+def test_libritts_and_plain_folders(tmp_path):
+    write_wav(tmp_path / "libri" / "84" / "121" / "84_121_0.wav")
+    (tmp_path / "libri" / "84" / "121" / "84_121_0.normalized.txt").write_text("hello there")
+    write_wav(tmp_path / "plain" / "a.wav")
+    (tmp_path / "plain" / "a.lab").write_text("hello there")
+    write_wav(tmp_path / "plain" / "b.wav")
+    found, skipped = data.find_utterances(tmp_path / "libri")
+    assert (found[0][3], found[0][2], skipped) == ("84", "hello there", [])
+    found, skipped = data.find_utterances(tmp_path / "plain")
+    assert len(found) == 1 and skipped[0][0] == "b"
+    (tmp_path / "empty").mkdir()
+    for folder, word in ((tmp_path / "empty", "no usable recordings"), (tmp_path / "nowhere", "no such folder")):
+        with pytest.raises(BadInput, match=word):
+            data.find_utterances(folder)
+
+
+def test_cache_is_reused_invalidated_and_survives_a_race(tmp_path, monkeypatch):
+    folder, cache = make_corpus(tmp_path / "c"), tmp_path / "cache"
+    first = data.prepare(folder, cache=cache)
+    built = []
+    build = data._build
+    monkeypatch.setattr(data, "_build", lambda *a: (built.append(1), build(*a)))
+    again = data.prepare(folder, cache=cache)
+    assert not built and torch.equal(again.mel(1), first.mel(1)) and all(map(torch.equal, first.durations, again.durations))
+    write_wav(folder / "wavs" / "u1.wav", seconds=1.5, seed=9)
+    assert len(data.prepare(folder, cache=cache).mel(1)) > len(first.mel(1)) and len(built) == 1
+    data.prepare(folder, replace(MelSettings(), floor=1e-3), cache=cache)
+    assert len(built) == 2
+    workers = [threading.Thread(target=data.prepare, args=(folder,), kwargs=dict(cache=tmp_path / "c2")) for _ in range(3)]
+    [w.start() for w in workers], [w.join() for w in workers]
+    assert len(list((tmp_path / "c2").iterdir())) == 1                             # one entry, no partial folder left
+
+
+def test_split_keeps_takes_together_and_one_utterance_works(tmp_path):
+    texts = [f"sentence number {chr(97 + i % 24)} of many" for i in range(72)]
+    corpus = data.prepare(make_corpus(tmp_path / "c", texts), cache=tmp_path / "cache")
+    assert {corpus.texts[i] for i in corpus.train}.isdisjoint(corpus.texts[i] for i in corpus.held)
+    single = data.prepare(make_corpus(tmp_path / "d", ["only this"]), cache=tmp_path / "cache")
+    assert single.train == single.held == [0]
+
+
+def test_batches_respect_the_budget_and_repeat():
+    frames = torch.randint(20, 300, (200,), generator=torch.Generator().manual_seed(0))
+    import itertools
+    first = list(itertools.islice(data.batch_indices(frames, 1000, 5), 60))
+    assert first == list(itertools.islice(data.batch_indices(frames, 1000, 5), 60))
+    assert all(int(frames[b].max()) * len(b) <= 1000 for b in first)
+    seen = [i for b in first for i in b][:200]
+    assert len(set(seen)) > 150                                                    # an epoch visits everything
+
+
+class Ranged(http.server.SimpleHTTPRequestHandler):
+    """A file server that understands Range, as the real one does."""
+
+    def do_GET(self):
+        body = Path(self.translate_path(self.path)).read_bytes()
+        start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+def test_download_resumes_and_checks(tmp_path):
+    make_corpus(tmp_path / "src" / "LJ")
+    archive = tmp_path / "www" / "LJ.tar.bz2"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:bz2") as tar:
+        tar.add(tmp_path / "src" / "LJ", "LJ")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranged, directory=str(archive.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, digest = f"http://127.0.0.1:{server.server_port}/LJ.tar.bz2", hashlib.sha256(archive.read_bytes()).hexdigest()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "LJ.tar.bz2.part").write_bytes(archive.read_bytes()[:100])               # a download that was cut off
+    assert (data.download(url, digest, out) / "LJ" / "metadata.csv").is_file()
+    with pytest.raises(BadInput, match="checksum"):
+        data.download(url, "0" * 64, tmp_path / "other")
+    server.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+def tiny_bundle(time="adaln"):
+    net = randomised(model.DiT(SMALL if time == "adaln" else replace(SMALL, time="step", steps=(1, 2, 4))))
+    steps = [] if time == "adaln" else [1, 2, 4]
+    voice = dict(mel=torch.randn(12, 8), text=torch.tensor([1, 2, 3]), durations=torch.tensor([4, 4, 4]))
+    return sample.Bundle(net, randomised(model.DurationPredictor(9)), MelSettings(n_mels=8), " abcdefgh",
+                         dict(mean=torch.zeros(10, 28), var=torch.ones(10, 28)), dict(a=voice),
+                         dict(kind="teacher" if time == "adaln" else "student", steps=steps, grid="cosine", cfg=1.5, iters=1), {})
+
+
+@pytest.mark.parametrize("time", ["adaln", "step"])
+def test_checkpoint_round_trip(tmp_path, time):
+    b = tiny_bundle(time)
+    sample.save_checkpoint(tmp_path / "a.pt", b, half=False)
+    c = sample.load_checkpoint(tmp_path / "a.pt")
+    assert all(torch.equal(x, c.model.state_dict()[k]) for k, x in b.model.state_dict().items())
+    assert (c.s, c.vocab, c.contract, c.model.config) == (b.s, b.vocab, b.contract, b.model.config)
+    sample.save_checkpoint(tmp_path / "h.pt", b)
+    assert (tmp_path / "h.pt").stat().st_size < 0.6 * (tmp_path / "a.pt").stat().st_size
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path(self.target),))
+
+
+def test_bad_checkpoints_are_refused_and_nothing_runs(tmp_path):
+    sample.save_checkpoint(tmp_path / "good.pt", tiny_bundle())
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
+    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pt")
+    evil = Malicious()
+    evil.target = str(tmp_path / "executed")
+    torch.save(evil, tmp_path / "evil.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    for name, word in (("cut", "truncated"), ("other", "another kind"), ("evil", "refused"), ("text", "not a checkpoint"),
+                       ("absent", "no such file")):
+        with pytest.raises(BadInput, match=word) as problem:
+            sample.load_checkpoint(tmp_path / f"{name}.pt")
+        assert name in str(problem.value) and "\n" not in str(problem.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_or_a_kill_while_saving_loses_nothing(tmp_path, monkeypatch):
+    path, b = tmp_path / "a.pt", tiny_bundle()
+    sample.save_checkpoint(path, b)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device", str(path))
+    monkeypatch.setattr(sample.os, "fsync", full)
+    with pytest.raises(OSError):
+        sample.save_checkpoint(path, b)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(SystemExit) as stop:
+        data.cli(lambda: sample.save_checkpoint(path, b))
+    assert stop.value.code == 2
+    monkeypatch.setattr(sample.os, "fsync", lambda _: None)
+    (tmp_path / "a.pt.partial").write_bytes(b"half a file from a killed process")
+    assert sample.load_checkpoint(path).vocab == b.vocab                            # the leftover is not mistaken for it
+    sample.save_checkpoint(path, b)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    net = torch.nn.Linear(2, 2)
+    before = net.weight.clone()
+    with pytest.raises(BadInput, match="loss is nan at update 7"):
+        teacher.optimise(net.weight.sum() * float("nan"), net, torch.optim.SGD(net.parameters(), 1.0), 1.0, 7)
+    assert torch.equal(net.weight, before)
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def run(module, *args):
+    """A command's main() in this process, as its file would run it -> exit status."""
+    old = sys.argv
+    sys.argv = [f"{module.__name__}.py", *map(str, args)]
+    try:
+        data.cli(module.main)
+        return 0
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = old
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A corpus of a few recordings, a teacher of two updates and a student of two, by the real commands."""
+    tmp = tmp_path_factory.mktemp("run")
+    make_corpus(tmp / "corpus")
+    common = ["--data", tmp / "corpus", "--cache", tmp / "cache", "--device", "cpu", "--batch_frames", "400"]
+    assert run(teacher, *common, "--out", tmp / "t", "--max_iters", 2) == 0
+    assert run(distill, *common, "--teacher", tmp / "t" / "teacher.pt", "--out", tmp / "s", "--max_iters", 2) == 0
+    return types.SimpleNamespace(tmp=tmp, common=common, teacher=tmp / "t" / "teacher.pt", student=tmp / "s" / "student.pt")
+
+
+def test_commands_leave_what_they_promise(trained):
+    left = {p.name for p in (trained.tmp / "s").iterdir()}
+    assert {"student.pt", "log.csv", "table.md", "mels_0.png", "student@1_0.wav".replace("@", "_at_")} <= left
+    header, *rows = (trained.tmp / "s" / "log.csv").read_text().splitlines()
+    assert {"loss", "endpoint", "velocity", "cfg", "grad_norm", "mse@1", "mse@4", "seconds_per_update"} <= set(header.split(","))
+    assert len(rows) == 1 and (trained.tmp / "s" / "table.md").read_text().count("student@") == 3
+
+
+@pytest.mark.parametrize("flags", [(d, t, c) for d in ("--dual", "--no-dual") for t in ("--tokens", "--no-tokens")
+                                   for c in ("--weak_cfg", "--no-weak_cfg")])
+def test_all_eight_combinations_run(trained, tmp_path, flags, monkeypatch):
+    monkeypatch.setattr(distill, "final_table", lambda *_: None)
+    assert run(distill, *trained.common, "--teacher", trained.teacher, "--out", tmp_path, "--max_iters", 1, *flags) == 0
+    kind = sample.load_checkpoint(tmp_path / "student.pt").model.config.time
+    assert kind == ("adaln" if "--no-tokens" in flags else "step")
+
+
+@pytest.mark.parametrize("module", ["teacher", "distill"])
+def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, monkeypatch):
+    monkeypatch.setattr(distill, "final_table", lambda *_: None)
+    command = dict(teacher=teacher, distill=distill)[module]
+    flags = trained.common + ["--eval_every", 2, "--save_every", 3]
+    flags += ["--teacher", trained.teacher, "--pool", 2, "--reuse", 2] if module == "distill" else []
+    assert run(command, *flags, "--out", tmp_path / "whole", "--max_iters", 6) == 0
+
+    class StopAfterThree(teacher.Interrupt):
+        asked = property(lambda self: self.seen() >= 3, lambda self, _: None)
+
+        def seen(self):
+            return len(list(range(0))) if not (tmp_path / "cut" / "last.pt").exists() else 3
+    monkeypatch.setattr(command, "Interrupt", StopAfterThree)
+    assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 6) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(distill, "final_table", lambda *_: None)
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 3
+    assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 6, "--resume") == 0
+    whole, cut = (torch.load(tmp_path / d / "last.pt", weights_only=True) for d in ("whole", "cut"))
+    assert all(torch.equal(whole["net"][k], cut["net"][k]) and torch.equal(whole["ema"][k], cut["ema"][k]) for k in whole["net"])
+    rows = [(tmp_path / d / "log.csv").read_text().splitlines() for d in ("whole", "cut")]
+    assert [r.split(",")[0] for r in rows[0]] == [r.split(",")[0] for r in rows[1]]
+
+
+@pytest.mark.parametrize("module", [data, teacher, distill, sample])
+def test_help(module, capsys):
+    assert run(module, "--help") == 0
+    assert "--" in capsys.readouterr().out and module.__doc__
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--steps", 0], "one of 1, 2, 4"), (["--steps", 3], "one of 1, 2, 4"), (["--cfg", "nan"], "--cfg nan"),
+    (["--text", "   "], "nothing in it"), (["--text", ""], "nothing in it"), (["--text", "\u4f60\u597d"], "nothing in it"),
+    (["--text", "\U0001f600"], "nothing in it"), (["--device", "cuda:0" if not torch.cuda.is_available() else "tpu"], "--device"),
+    (["--voice", "nobody"], "this checkpoint has"), (["--prompt", "x.wav"], "go together"), (["--speed", 0], "--speed"),
+    (["--prompt", "x.wav", "--prompt_text", "hello"], "no such file"), (["--no-such-flag", 1], "unrecognized"),
+    (["--out", "/proc/nowhere/x.wav"], "cannot write")])
+def test_sample_bad_input(trained, tmp_path, capsys, flags, words):
+    text = [] if "--text" in flags else ["--text", "hello"]
+    out = [] if "--out" in flags else ["--out", tmp_path / "x.wav"]
+    assert run(sample, "--ckpt", trained.student, *text, *out, *flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert words in lines[-1] and not list(tmp_path.iterdir())
+
+
+def test_sample_speaks_with_prompt_and_in_chunks(trained, tmp_path, capsys):
+    write_wav(tmp_path / "p.wav", seed=5)
+    flags = ["--prompt", tmp_path / "p.wav", "--prompt_text", "hello there", "--out", tmp_path / "x.wav", "--seed", 3]
+    assert run(sample, "--ckpt", trained.student, "--text", "Good morning \u03b1 to you.", *flags) == 0
+    assert "1 network call," in capsys.readouterr().out and len(soundfile.read(tmp_path / "x.wav")[0]) > 1600
+    assert run(sample, "--ckpt", trained.teacher, "--text", "Good morning. " * 60, "--steps", 2, "--cfg", 1, *flags) == 0
+    assert "2 batches of sentences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module, flags, words", [
+    (teacher, ["--data", "nowhere"], "no such folder"), (distill, ["--steps", 0], "--steps 0"),
+    (distill, ["--teacher", "nowhere.pt"], "no such file"), (distill, ["--cfg", "nan"], "--cfg nan"),
+    (teacher, ["--out", "/proc/nowhere"], "cannot write"), (teacher, ["--resume"], "no such file")])
+def test_training_bad_input(trained, tmp_path, capsys, module, flags, words):
+    usual = ["--out", tmp_path, "--data", trained.tmp / "corpus", "--cache", trained.tmp / "cache", "--device", "cpu"]
+    usual += ["--teacher", trained.teacher] if module is distill else []
+    assert run(module, *usual, *flags) == 2
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_student_is_no_teacher(trained, tmp_path, capsys):
+    assert run(distill, *trained.common, "--teacher", trained.student, "--out", tmp_path) == 2
+    assert "holds a student" in capsys.readouterr().err
+
+
+def test_exit_status_of_a_real_process(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "data.py", "--data", tmp_path / "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------- the repository
+
+
+def test_requirements_are_the_imports():
+    local = {p.stem for p in ROOT.glob("*.py")}
+    imported, optional = set(), {"transformers", "pocketsphinx", "resemblyzer"}
+    for path in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {n.split(".")[0] for n in names}
+    imported -= local | set(sys.stdlib_module_names) | optional
+    required = {re.split(r"[=<>~ ]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()
+                if line.strip() and not line.startswith("#")}
+    assert imported == required
+
+
+def test_leaves_import_nothing_local():
+    local = {p.stem for p in ROOT.glob("*.py")}
+    for name in ("data", "model"):
+        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        imports = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} | {
+            a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert not imports & local
+
+
+@pytest.mark.skipif(not (ROOT / "checkpoints" / "student.pt").is_file(), reason="no shipped checkpoints")
+def test_the_shipped_student_is_close_to_the_shipped_teacher(tmp_path):
+    """From the same noise, student@1 must be nearer to teacher@10 than teacher@1 is, by far."""
+    t, s = (sample.load_checkpoint(ROOT / "checkpoints" / f"{k}.pt") for k in ("teacher", "student"))
+    ids = [data.encode("The old clock in the hall struck seven, and nobody moved.", t.vocab)[0]]
+    voice, w = next(iter(t.voices.values())), s.contract["cfg"]
+    goal, own, one = (sample.speak(b, ids, voice, n, g)[0] for b, n, g in ((t, 10, w), (t, 1, 0.0), (s, 1, 0.0)))
+    assert ((one - goal) ** 2).mean() < 0.4 * ((own - goal) ** 2).mean()
+    spoken = tmp_path / "x.wav"
+    assert run(sample, "--text", "Hello there.", "--ckpt", ROOT / "checkpoints" / "student.pt", "--out", spoken) == 0
+    assert 0.3 < soundfile.info(spoken).duration < 3
