@@ -3,9 +3,9 @@
     python data.py --data corpus              what is in there, what was skipped and why, an alignment picture
     python data.py --download ljspeech        fetch and unpack a real corpus (24 h, one voice, 2.6 GB)
 
-A corpus folder becomes one memory-mapped array of mel frames plus, for every utterance, its characters and how
-many frames each of them lasts. Durations come from a flat-start Viterbi aligner (align_corpus), so that a folder of
-audio and text needs no lexicon, no phonemizer and no external aligner.
+A corpus folder becomes one memory-mapped array of mel frames plus, for every utterance, its characters and
+how many frames each of them lasts. Durations come from a flat-start Viterbi aligner (align_corpus), so that a
+folder of audio and text needs no lexicon, no phonemizer and no external aligner.
 
 Shapes: B batch, T mel frames, L characters, M mel bands, C cepstral features, V vocabulary.
 """
@@ -31,11 +31,12 @@ import torch
 from num2words import num2words
 from tqdm import tqdm
 
-# ---------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------------------- bad input
 
 
 class BadInput(Exception):
-    """Something the user gave cannot be used. The message is one line: what, where, and what would be right."""
+    """Something the user gave cannot be used. The message is one line: what, where, and what would be right.
+    """
 
 
 def cli(main):
@@ -44,10 +45,8 @@ def cli(main):
         main()
     except BadInput as problem:
         sys.exit(_complain(problem))
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise
-        sys.exit(_complain(f"cannot write {problem.filename or 'the output'}: {problem.strerror}"))
+    except OSError as problem:                  # no space, no permission, no such folder
+        sys.exit(_complain(f"cannot use {problem.filename or 'a file'}: {problem.strerror or problem}"))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -62,10 +61,12 @@ def _complain(problem):
 
 @dataclass(frozen=True)
 class MelSettings:
-    """How audio becomes a mel spectrogram. Every checkpoint carries one of these, so nothing is assumed twice.
+    """How audio becomes a mel spectrogram. Every checkpoint carries one of these, so nothing is assumed
+    twice.
 
-    The defaults are the convention of microsoft/speecht5_hifigan (log10 of a Slaney-scaled magnitude mel), with a
-    higher floor: at its 1e-10, digital silence would lie 6 decades under speech and dominate every squared error.
+    The defaults are the convention of microsoft/speecht5_hifigan (log10 of a Slaney-scaled magnitude mel),
+    with a higher floor: at its 1e-10, digital silence would lie 6 decades under speech and dominate every
+    squared error.
     """
     rate: int = 16000       # Hz
     n_fft: int = 1024       # samples, FFT and Hann window
@@ -78,7 +79,8 @@ class MelSettings:
     log: str = "log10"      # "log10" or "ln"
     floor: float = 1e-4     # magnitudes under this count as silence
     mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance on speech, because
-    std: float = 0.9        # load_audio brings every recording to the same level; x0 ~ N(0, I) then matches x1's scale
+    # load_audio brings every recording to the same level; x0 ~ N(0, I) then matches x1's scale
+    std: float = 0.9
 
 
 def filterbank(s):
@@ -89,7 +91,9 @@ def filterbank(s):
 
 
 def mel_spectrogram(wav, s):
-    """Audio (samples,) in [-1, 1] at s.rate -> normalised log mel (T, M), T = samples // hop + 1. The one mel function."""
+    """Audio (samples,) in [-1, 1] at s.rate -> normalised log mel (T, M), T = samples // hop + 1. The one mel
+    function.
+    """
     wav = torch.as_tensor(wav, dtype=torch.float32)
     spec = torch.stft(wav, s.n_fft, s.hop, window=torch.hann_window(s.n_fft), center=True, pad_mode="reflect",
                       return_complex=True).abs()                                  # (n_fft / 2 + 1, T)
@@ -99,48 +103,56 @@ def mel_spectrogram(wav, s):
 
 
 def log_mel(mel, s):
-    """Undo the normalisation: model units (T, M) -> log mel in the units of s.log, what a neural vocoder expects."""
+    """Undo the normalisation: model units (T, M) -> log mel in the units of s.log, what a neural vocoder
+    expects.
+    """
     return mel * s.std + s.mean
 
 
 def griffin_lim(mel, s, n_iter=60):
-    """Normalised log mel (T, M) -> audio (samples,) float32 by pseudo-inverse and Griffin-Lim; needs no weights."""
-    log = log_mel(mel.float().cpu(), s).clamp(max=3.0)                            # no overflow from a wild network
+    """Normalised log mel (T, M) -> audio (samples,) float32 by pseudo-inverse and Griffin-Lim; needs no
+    weights.
+    """
+    log = log_mel(mel.float().cpu(), s).clamp(max=3.0)  # no overflow from a wild network
     magnitude = 10 ** log if s.log == "log10" else log.exp()
-    magnitude = magnitude * (magnitude > 2 * s.floor)                             # the floor is silence, not hiss
+    magnitude = magnitude * (magnitude > 2 * s.floor)  # the floor is silence, not hiss
     spec = (torch.linalg.pinv(filterbank(s)) @ magnitude.T).clamp(min=0)          # (n_fft / 2 + 1, T)
     wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=s.hop, n_fft=s.n_fft, random_state=0)
     return wav.astype(np.float32)
 
 
 def load_audio(path, s, level=0.1):
-    """Any soundfile format, rate and channel count -> mono (samples,) float32 at s.rate, scaled to RMS `level`.
+    """Any soundfile format, rate and channel count -> mono (samples,) float32 at s.rate, scaled to RMS
+    `level`.
 
     Raises BadInput, naming the file, when it is missing, unreadable, silent or shorter than one FFT window.
     """
     try:
         wav, rate = soundfile.read(path, dtype="float32", always_2d=True)         # (samples, channels)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as problem:
-        reason = "no such file" if not Path(path).is_file() else f"unreadable audio ({str(problem).split(': ')[-1]})"
+        detail = str(problem).split(": ")[-1]
+        reason = f"unreadable audio ({detail})" if Path(path).is_file() else "no such file"
         raise BadInput(f"{path}: {reason}") from None
     wav = wav.mean(axis=1)                                                        # (samples,)
     if len(wav) < rate * s.n_fft / s.rate:
         raise BadInput(f"{path}: only {len(wav) / rate:.2f} s of audio, too short to use")
+    if rate != s.rate and np.isfinite(wav).all():
+        wav = librosa.resample(wav, orig_sr=rate, target_sr=s.rate)
     rms = float(np.sqrt(np.mean(wav ** 2)))
     if not 1e-4 < rms < 1e4:                                                      # also catches NaN and inf
         raise BadInput(f"{path}: silent or not audio (RMS {rms:.1e})")
-    if rate != s.rate:
-        wav = librosa.resample(wav, orig_sr=rate, target_sr=s.rate)
     return np.clip(wav * (level / rms), -1.0, 1.0).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- text
 
-ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint", "prof": "professor",
+ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint",
+                 "prof": "professor",
                  "capt": "captain", "col": "colonel", "gen": "general", "lt": "lieutenant", "rev": "reverend",
                  "hon": "honorable", "jr": "junior", "co": "company", "vs": "versus", "etc": "et cetera"}
 SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "=": " equals ", "@": " at ",
-           "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2014": ", ", "\u2013": ", ", "\u2026": "."}
+           "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2014": ", ", "\u2013": ", ",
+           "\u2026": "."}
 
 
 def normalise(text):
@@ -149,14 +161,15 @@ def normalise(text):
     for symbol, spoken in SYMBOLS.items():
         text = text.replace(symbol, spoken)
     text = re.sub(r"\b(" + "|".join(ABBREVIATIONS) + r")\.", lambda m: ABBREVIATIONS[m[1]], text)
-    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: m[1] + (" dollar " if m[1] == "1" else " dollars "), text)
+    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: m[1] + (" dollar " if m[1] == "1" else " dollars "),
+                  text)
     text = re.sub(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?", lambda m: " " + _spoken_number(m[0]) + " ", text)
     return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
 
 
 def _spoken_number(token):
     digits = token.rstrip("stndrh,").replace(",", "")
-    if len(digits) > 15:                                                          # a serial number, not a quantity
+    if len(digits) > 15:  # a serial number, not a quantity
         return " ".join(num2words(int(d)) for d in digits if d.isdigit())
     year = "," not in token and len(digits) == 4 and digits[:2] not in ("10", "20")
     kind = "ordinal" if token[-1].isalpha() else "year" if year else "cardinal"
@@ -165,7 +178,8 @@ def _spoken_number(token):
 
 
 def encode(text, vocab):
-    """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the set of characters that vocab lacks.
+    """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the set of characters that vocab
+    lacks.
 
     A space at each end gives the silence before and after the sentence a character of its own.
     """
@@ -183,8 +197,9 @@ MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the 
 def find_utterances(folder):
     """Recordings and texts in a folder -> [(id, path, text, speaker)], [(what was skipped, why)].
 
-    LJSpeech (metadata.csv with id|text|normalised text beside wavs/), also one such folder per speaker; LibriTTS
-    (speaker/chapter/*.normalized.txt beside the audio); any tree of audio with a .txt or .lab of the same name.
+    LJSpeech (metadata.csv with id|text|normalised text beside wavs/), also one such folder per speaker;
+    LibriTTS (speaker/chapter/*.normalized.txt beside the audio); any tree of audio with a .txt or .lab of the
+    same name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -204,16 +219,18 @@ def find_utterances(folder):
                 continue
             parents = path.relative_to(folder).parts[:-1]
             speaker = parents[0] if parents else ""
-            found.append((name, path, side.read_text(encoding="utf-8-sig", errors="replace").strip(), speaker))
+            found.append((name, path, side.read_text(encoding="utf-8-sig", errors="replace").strip(),
+                          speaker))
     if not found:
         reason = f" ({len(skipped)} skipped, the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
-        raise BadInput(f"--data {folder}: no usable recordings{reason}; expected metadata.csv with id|text beside "
-                       f"wavs/, or audio files each with a .txt of the same name")
+        raise BadInput(f"--data {folder}: no usable recordings{reason}; expected metadata.csv (id|text) and "
+                       f"wavs/, or audio files, each with a .txt of the same name")
     return found, skipped
 
 
 def read_metadata(table, speaker):
-    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM and CRLF are fine."""
+    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM and CRLF are fine.
+    """
     rows, skipped, seen = [], [], set()
     files = {p.stem: p for p in sorted((table.parent / "wavs").glob("*")) if p.suffix.lower() in AUDIO}
     lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -234,11 +251,12 @@ def read_metadata(table, speaker):
     return rows, skipped
 
 
-# ---------------------------------------------------------------------------------------------------- alignment
+# -------------------------------------------------------------------------------------------------- alignment
 
 
 def cepstra(mel, n=14):
-    """Normalised log mel (T, M) -> n cepstra (DCT-II, utterance mean removed) and their slopes, (T, C = 2 n)."""
+    """Normalised log mel (T, M) -> n cepstra (DCT-II, utterance mean removed) and their slopes, (T, C = 2 n).
+    """
     T, M = mel.shape
     k, m = torch.arange(n)[:, None], torch.arange(M)[None, :]
     dct = torch.cos(torch.pi * k * (m + 0.5) / M) * (2 / M) ** 0.5                # (n, M)
@@ -251,7 +269,8 @@ def cepstra(mel, n=14):
 def viterbi(score, T, L):
     """Best monotonic path through score (B, T, L), at least one frame a character -> durations (B, L) int64.
 
-    T, L: (B,) valid frames and characters of each item, L <= T. All items advance together, one frame at a time.
+    T, L: (B,) valid frames and characters of each item, L <= T. All items advance together, one frame at a
+    time.
     """
     B, frames, chars = score.shape
     best = torch.full((B, chars), -1e30)
@@ -263,7 +282,7 @@ def viterbi(score, T, L):
         best = torch.maximum(move, best) + score[:, t]
     here, rows = L - 1, torch.arange(B)
     durations = torch.zeros(B, chars, dtype=torch.long)
-    for t in range(frames - 1, -1, -1):                                           # walk back from each item's own end
+    for t in range(frames - 1, -1, -1):  # walk back from each item's own end
         inside = t < T
         durations[rows, here] += inside
         here = here - (moved[t, rows, here] & inside).long()
@@ -273,7 +292,8 @@ def viterbi(score, T, L):
 def align_batch(features, ids, gauss):
     """Durations of texts ids [(L,)] on features [(T, C)] under one diagonal Gaussian per character -> [(L,)].
 
-    gauss: {"mean", "var"}, each (V + 1, C). Quadratic form expanded into two products, so no (T, V, C) tensor.
+    gauss: {"mean", "var"}, each (V + 1, C). Quadratic form expanded into two products, so no (T, V, C)
+    tensor.
     """
     T, L = torch.tensor([len(f) for f in features]), torch.tensor([len(i) for i in ids])
     x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)               # (B, T, C)
@@ -288,12 +308,14 @@ def align_batch(features, ids, gauss):
 def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
     """Flat-start alignment -> durations [(L,)] and the Gaussians {"mean", "var"} that produced them.
 
-    features(i) gives (T, C) of utterance i; ids[i] is (L,) with L <= T. Start: every character gets an equal share of
-    the frames. Each round estimates one Gaussian per character from the present alignment, then re-aligns everything.
+    features(i) gives (T, C) of utterance i; ids[i] is (L,) with L <= T. Start: every character gets an equal
+    share of the frames. Each round estimates one Gaussian per character from the present alignment, then
+    re-aligns everything.
     """
     lengths = [len(features(i)) for i in range(len(ids))]
     order = sorted(range(len(ids)), key=lambda i: lengths[i])
-    durations = [torch.bincount(torch.arange(T) * len(t) // T, minlength=len(t)) for T, t in zip(lengths, ids)]
+    durations = [torch.bincount(torch.arange(T) * len(t) // T, minlength=len(t)) for T,
+                 t in zip(lengths, ids)]
     gauss = None
     for _ in tqdm(range(rounds), desc="align", leave=False, disable=None):
         count, s1, s2 = torch.zeros(vocab_size + 1, 1), 0.0, 0.0
@@ -302,7 +324,7 @@ def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
             count.index_add_(0, char, torch.ones(len(char), 1))
             s1 = s1 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f)
             s2 = s2 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f ** 2)
-        overall = (s2.sum(0) - s1.sum(0) ** 2 / count.sum()) / count.sum()        # (C,) variance of everything
+        overall = (s2.sum(0) - s1.sum(0) ** 2 / count.sum()) / count.sum()  # (C,) variance of everything
         seen = count.clamp(min=1)
         mean = s1 / seen
         var = torch.where(count > 1, s2 / seen - mean ** 2, overall).clamp(min=0) + 0.02 * overall + 1e-6
@@ -336,10 +358,12 @@ class Corpus:
         self.ids = [torch.from_numpy(a) for a in np.split(arrays["ids"], ends)]
         self.durations = [torch.from_numpy(a) for a in np.split(arrays["durations"], ends)]
         self.gauss = {"mean": torch.from_numpy(arrays["mean"]), "var": torch.from_numpy(arrays["var"])}
-        self.memory = np.memmap(folder / "mel.f16", np.float16, "r", shape=(int(self.frames.sum()), self.s.n_mels))
+        self.memory = np.memmap(folder / "mel.f16", np.float16, "r",
+                                shape=(int(self.frames.sum()), self.s.n_mels))
         held = [i for i, t in enumerate(self.texts) if zlib.crc32(t.encode()) % 100 < 4]
         self.held = held or list(range(len(self.texts)))[-1:]
-        self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held   # a corpus of one utterance
+        # a corpus of one utterance
+        self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held
 
     def mel(self, i):
         """Normalised log mel of utterance i, (T, M) float32."""
@@ -354,9 +378,10 @@ class Corpus:
 def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
     """Corpus folder -> Corpus, computed once and cached under cache/NAME-KEY.
 
-    KEY is a hash of the settings, the vocabulary and every file's name, size and time, so that any change makes a new
-    entry. The entry is built in a temporary folder and renamed into place: two processes that start at once both
-    succeed, and a killed one leaves nothing that looks complete. vocab: keep a checkpoint's characters (None: the corpus's).
+    KEY is a hash of the settings, the vocabulary and every file's name, size and time, so that any change
+    makes a new entry. The entry is built in a temporary folder and renamed into place: two processes that
+    start at once both succeed, and a killed one leaves nothing that looks complete. vocab: keep a
+    checkpoint's characters (None: the corpus's).
     """
     found, skipped = find_utterances(folder)
     stamp = [(n, str(p), t, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, _ in found]
@@ -369,7 +394,7 @@ def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
             _build(found, list(skipped), s, vocab, partial, folder)
             os.rename(partial, target)
         except OSError as problem:
-            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):              # lost the race: the other's is as good
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # lost the race: the other's is as good
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -408,7 +433,8 @@ def _build(found, skipped, s, vocab, out, folder):
     memory = np.memmap(out / "mel.f16", np.float16, "r", shape=(sum(frames), s.n_mels))
     start = np.cumsum(frames) - frames
     durations, gauss = align_corpus(
-        lambda i: cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32))), ids, len(vocab))
+        lambda i: cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32))), ids,
+                                    len(vocab))
     np.savez(out / "arrays.npz", frames=np.array(frames), chars=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).numpy(), durations=torch.cat(durations).numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
@@ -421,13 +447,16 @@ def _build(found, skipped, s, vocab, out, folder):
 
 
 def batch_indices(frames, max_frames, seed):
-    """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames each.
+    """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames
+    each.
 
-    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same batches.
+    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same
+    batches.
     """
     g = torch.Generator().manual_seed(seed)
     while True:
-        jitter = frames.float() * (1 + 0.1 * torch.rand(len(frames), generator=g))    # new neighbours each epoch
+        # new neighbours each epoch
+        jitter = frames.float() * (1 + 0.1 * torch.rand(len(frames), generator=g))
         batches, batch = [], []
         for i in jitter.argsort().tolist():
             longest = max([int(frames[j]) for j in batch] + [int(frames[i])])
@@ -443,7 +472,8 @@ def batch_indices(frames, max_frames, seed):
 def collate(corpus, items):
     """Utterance numbers -> batch of padded tensors; padding is 0 and mask says what is real.
 
-    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): which character a frame speaks.
+    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): which character a frame
+    speaks.
     """
     pad = torch.nn.utils.rnn.pad_sequence
     durations = [corpus.durations[i] for i in items]
@@ -467,7 +497,8 @@ DOWNLOADS = {"ljspeech": ("https://data.keithito.com/data/speech/LJSpeech-1.1.ta
 
 
 def download(url, sha256, folder):
-    """Fetch an archive into folder, continuing a partial file, check its SHA-256, unpack it there -> folder."""
+    """Fetch an archive into folder, continuing a partial file, check its SHA-256, unpack it there -> folder.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     archive, part = folder / url.rsplit("/", 1)[-1], folder / (url.rsplit("/", 1)[-1] + ".part")
@@ -476,25 +507,26 @@ def download(url, sha256, folder):
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
             with urllib.request.urlopen(request) as reply:
-                resumed = reply.status == 206                                     # 200: the server starts over
+                resumed = reply.status == 206  # 200: the server starts over
                 total = int(reply.headers.get("Content-Length", 0)) + (have if resumed else 0)
                 with open(part, "ab" if resumed else "wb") as file, tqdm(
-                        total=total, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None) as bar:
+                        total=total, initial=have if resumed else 0, unit="B", unit_scale=True,
+                                                                         disable=None) as bar:
                     while chunk := reply.read(1 << 20):
                         bar.update(file.write(chunk))
         except OSError as problem:
-            if getattr(problem, "code", None) != 416:                             # 416: the partial file is complete
-                raise BadInput(f"{url}: download failed ({problem}); run the command again to continue") from None
+            if getattr(problem, "code", None) != 416:  # 416: the partial file is complete
+                raise BadInput(f"{url}: download failed ({problem}); run it again to continue") from None
         digest = hashlib.sha256()
         with open(part, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         if digest.hexdigest() != sha256:
             part.unlink()
-            raise BadInput(f"{url}: checksum {digest.hexdigest()[:12]}... is not {sha256[:12]}...; deleted, try again")
+            raise BadInput(f"{url}: checksum {digest.hexdigest()[:9]}, not {sha256[:9]}; deleted, try again")
         os.replace(part, archive)
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")                                     # refuses paths outside folder
+        tar.extractall(folder, filter="data")  # refuses paths outside folder
     return folder
 
 
@@ -515,11 +547,14 @@ def plot_alignment(corpus, i, path):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--data", default="corpus", help="folder of recordings: LJSpeech or LibriTTS layout, or audio + .txt")
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", default="corpus",
+                   help="folder of recordings: LJSpeech or LibriTTS layout, or audio + .txt")
     p.add_argument("--cache", default="cache", help="where mels and alignments are kept")
     p.add_argument("--out", default="out/data", help="where the alignment picture goes")
-    p.add_argument("--download", choices=sorted(DOWNLOADS), help="fetch this corpus first, into --data (default data)")
+    p.add_argument("--download", choices=sorted(DOWNLOADS),
+                   help="fetch this corpus first, into --data (default data)")
     a = p.parse_args()
     if a.download:
         a.data = download(*DOWNLOADS[a.download], "data" if a.data == "corpus" else a.data)

@@ -1,10 +1,11 @@
 """Distil a flow-matching teacher into a few-step student: DSFlow (arXiv 2602.09041).
 
-    python distill.py --steps 1               one-step student of checkpoints/teacher.pt, about 6 minutes on two CPU cores
-    python distill.py                         one student for 1, 2 and 4 steps
+    python distill.py --steps 1        one-step student of checkpoints/teacher.pt, minutes on two CPU cores
+    python distill.py                  one student for 1, 2 and 4 steps
 
-The method is dsflow_loss(). Everything else here feeds it: the teacher's trajectories, the loop, the final table.
-Clock and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a multiple of every n.
+The method is dsflow_loss(). Everything else here feeds it: the teacher's trajectories, the loop, the final
+table. Clock and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a
+multiple of every n.
 """
 import argparse
 import copy
@@ -23,30 +24,32 @@ from tqdm import tqdm
 from data import BadInput, batch_indices, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
-from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state, optimise,
+from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
+                     optimise,
                      pick_voices, rollout, save_state)
 
-# ---------------------------------------------------------------------------------------------------- the method
+# ------------------------------------------------------------------------------------------------- the method
 
 
 def dsflow_loss(student, batch, n, g, a=0.7, t_mf="uniform", cfg_weight=0.01, p_uncond=0.02):
     """DSFlow's objective for n steps -> (loss, its parts by name). Batch fields: see teacher_states().
 
-    Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s. Both errors are means over the
-    frames to generate. a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] t_mf ~ U(0, 1) per item (or "mid"),
-    intervals start from the teacher's state, p_uncond is drawn per update.
+    Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s. Both errors are means over
+    the frames to generate. a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] t_mf ~ U(0, 1) per item
+    (or "mid"), intervals start from the teacher's state, p_uncond is drawn per update.
     """
-    X, grid, todo = batch["states"], batch["grid"], batch["todo"]                 # (I + 1, B, T, M), (I + 1,), (B, T)
+    X, grid, todo = batch["states"], batch["grid"], batch["todo"]  # (I + 1, B, T, M), (I + 1,), (B, T)
     B, stride, items = X.shape[1], (len(grid) - 1) // n, torch.arange(X.shape[1])
     i = torch.randint(n, (B,), generator=g) * stride                              # which interval, per item
     X_s, X_e = X[i, items], X[i + stride, items]                                  # (B, T, M) each
     s, D = grid[i], grid[i + stride] - grid[i]                                    # (B,) each
-    r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full((B,), 0.5, device=X.device)
+    r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full((B,), 0.5,
+                                                                                     device=X.device)
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
-    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"])
+    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], uncond)
     D_, r_, zero = D[:, None, None], r[:, None, None], X.new_zeros(())
 
-    def v(x, t, condition):                     # the step token names n alone; without tokens the network is told t
+    def v(x, t, condition):  # the step token names n alone; without tokens the network is told t
         return student(x, n if student.config.time == "step" else t, *condition, batch["mask"])
 
     def mse(x, y):
@@ -58,7 +61,7 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="uniform", cfg_weight=0.01, p_
     L_endpoint = mse(X_s + D_ * v_s, X_e) if a > 0 else zero                      # Eq. 6
     L_velocity = mse(v(x_mf, s + r * D, cond), v_bar) if a < 1 else zero          # Eq. 6
     L_dual = a * L_endpoint + (1 - a) * L_velocity                                # Eq. 7
-    L_CFG = mse(v(X_s, s, null), v_s.detach()) if uncond else zero                # weak CFG: keeps v_u near v_c
+    L_CFG = mse(v(X_s, s, null), v_s.detach()) if uncond else zero  # weak CFG: keeps v_u near v_c
     return L_dual + cfg_weight * L_CFG, dict(endpoint=L_endpoint, velocity=L_velocity, cfg=L_CFG)
 
 
@@ -68,18 +71,22 @@ METHODS = {
     "velocity": partial(dsflow_loss, a=0.0),    # a reflow loss on teacher pairs
 }
 
-# ---------------------------------------------------------------------------------------------------- the teacher's part
+# ----------------------------------------------------------------------------------------- the teacher's part
 
 
 def teacher_grid(steps, at_least=10):
-    """Step counts -> (K, I): teacher steps K, the fewest from 10 up that every n divides, and I kept intervals."""
+    """Step counts -> (K, I): teacher steps K, the fewest from 10 up that every n divides, and I kept
+    intervals.
+    """
     I = math.lcm(*steps)
     return I * math.ceil(at_least / I), I
 
 
 @torch.no_grad()
 def teacher_states(teacher, batch, steps, w):
-    """Add to a batch with x0 the guided teacher's states X at I + 1 shared interval ends, and their times grid (I + 1,)."""
+    """Add to a batch with x0 the guided teacher's states X at I + 1 shared interval ends, and their times
+    grid (I + 1,).
+    """
     K, I = teacher_grid(steps)
     grid = cosine_grid(K).to(batch["x0"].device)
     states = rollout(teacher, batch, grid, w)                                     # (K + 1, B, T, M)
@@ -95,8 +102,11 @@ def distance(x1, target, todo):
 
 
 def flow_rtf(model, batch, grid, w, s, repeats=7):
-    """Seconds of one utterance's flow (text branch and network calls, batch 1, no vocoder) per second of speech."""
-    one = {k: v[:1, :int(batch["mask"][0].sum())] if k not in ("text", "durations") else v[:1] for k, v in batch.items()}
+    """Seconds of one utterance's flow (text branch and network calls, batch 1, no vocoder) per second of
+    speech.
+    """
+    one = {k: v[:1, :int(batch["mask"][0].sum())] if k not in ("text", "durations") else v[:1] for k,
+           v in batch.items()}
     speech = int(one["todo"].sum()) * s.hop / s.rate
     times = []
     for _ in range(repeats + 1):
@@ -109,7 +119,9 @@ def flow_rtf(model, batch, grid, w, s, repeats=7):
 
 
 def final_table(teacher, student, batch, steps, w, s, device, out):
-    """Print and write table.md, mel pictures and audio: teacher@10, teacher@1, student@n, all from the same noise."""
+    """Print and write table.md, mel pictures and audio: teacher@10, teacher@1, student@n, all from the same
+    noise.
+    """
     target = rollout(teacher, batch, cosine_grid(10), w)[-1]
     rows, sounds = [], {}
     todo = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w), ("teacher@1", teacher, 1, 0.0)]
@@ -117,13 +129,15 @@ def final_table(teacher, student, batch, steps, w, s, device, out):
         x1 = rollout(model, batch, cosine_grid(n), guide)[-1]
         total, conditioning = count_parameters(model)
         name = f"{name}, w = {guide:g}" if model is teacher else name
-        mse, rtf = distance(x1, target, batch["todo"]), flow_rtf(model, batch, cosine_grid(n).to(device), guide, s)
-        rows.append(f"| {name} | {n * (2 if guide else 1)} | {total:,} | {conditioning:,} | {mse:.4f} | {rtf:.4f} |")
+        mse, rtf = distance(x1, target, batch["todo"]), flow_rtf(model, batch, cosine_grid(n).to(device),
+                                                                 guide, s)
+        calls = n * (2 if guide else 1)
+        rows.append(f"| {name} | {calls} | {total:,} | {conditioning:,} | {mse:.4f} | {rtf:.4f} |")
         sounds[name] = x1
-    protocol = (f"Mel MSE: normalised units, {len(target)} held-out utterances, same noise. Flow RTF: text branch and network, "
-                f"no vocoder, batch 1, one utterance, median of 7 after a warm-up, {device.type}, "
+    protocol = (f"Mel MSE: normalised units, {len(target)} held-out utterances, same noise. Flow RTF: text branch "
+                f"and network, no vocoder, batch 1, one utterance, median of 7 after a warm-up, {device.type}, "
                 f"{torch.get_num_threads()} threads, torch {torch.__version__}.")
-    table = "\n".join(["| model | network calls | parameters | in time conditioning | mel MSE to teacher@10 | flow RTF |",
+    table = "\n".join(["| model | network calls | parameters | for time | mel MSE to teacher@10 | flow RTF |",
                        "|---|---|---|---|---|---|", *rows, "", protocol])
     print("\n" + table)
     (out / "table.md").write_text(table + "\n")
@@ -143,24 +157,30 @@ def arguments():
     """Command-line flags with their reasons."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, switch = p.add_argument, argparse.BooleanOptionalAction
-    add("--steps", type=int, nargs="+", default=[1, 2, 4], help="network steps the student is made for (default 1 2 4)")
+    add("--steps", type=int, nargs="+", default=[1, 2, 4],
+        help="network steps the student is made for (default 1 2 4)")
     add("--teacher", default="checkpoints/teacher.pt", help="checkpoint of teacher.py (default %(default)s)")
     add("--data", default="corpus", help="folder of recordings, see data.py (default corpus)")
-    add("--out", default="out/distill", help="checkpoints, log, table, pictures and audio (default %(default)s)")
+    add("--out", default="out/distill",
+        help="checkpoints, log, table, pictures and audio (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
     add("--method", choices=METHODS, default="dsflow", help="dsflow a = 0.7, endpoint a = 1, velocity a = 0")
     add("--dual", action=switch, default=True, help="--no-dual: endpoint only, the same as --method endpoint")
-    add("--tokens", action=switch, default=True, help="--no-tokens: the student keeps the teacher's adaLN and is told t")
+    add("--tokens", action=switch, default=True,
+        help="--no-tokens: the student keeps the teacher's adaLN and is told t")
     add("--token", choices=["add", "prepend"], default="add", help="how a step token enters (default add)")
     add("--weak_cfg", action=switch, default=True, help="--no-weak_cfg: leave L_CFG out")
     add("--t_mf", choices=["uniform", "mid"], default="uniform", help="where on the chord (default uniform)")
     add("--cfg", type=float, help="guidance w inside the target (default: what the teacher recommends)")
     add("--max_iters", type=int, default=500, help="updates (default %(default)s)")
-    add("--batch_frames", type=int, default=1600, help="mel frames per update, padding included (default %(default)s)")
+    add("--batch_frames", type=int, default=1600,
+        help="mel frames per update, padding included (default %(default)s)")
     add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=20, help="updates of linear warm-up (default %(default)s)")
-    add("--ema", type=float, default=0.99, help="decay of the weight average that is saved (default %(default)s)")
-    add("--reuse", type=int, default=8, help="updates made from each teacher trajectory (default %(default)s)")
+    add("--ema", type=float, default=0.99,
+        help="decay of the weight average that is saved (default %(default)s)")
+    add("--reuse", type=int, default=8,
+        help="updates made from each teacher trajectory (default %(default)s)")
     add("--pool", type=int, default=16, help="trajectories kept at a time (default %(default)s)")
     add("--p_noref", type=float, default=0.2, help="share of items without a reference (default %(default)s)")
     add("--eval_every", type=int, default=50, help="updates between reports (default %(default)s)")
@@ -170,7 +190,7 @@ def arguments():
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args()
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
-        raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers from 1 up, such as 1 2 4")
+        raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4")
     if a.reuse < 1 or a.pool < 1:
         raise BadInput(f"--reuse {a.reuse} --pool {a.pool}: both at least 1")
     return a
@@ -194,12 +214,13 @@ def main():
     student.requires_grad_(True).train()
     ema = copy.deepcopy(student).requires_grad_(False)
     optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    settings = dict(dit=asdict(student.config), method=a.method, seed=a.seed, batch_frames=a.batch_frames, cfg=w)
+    settings = dict(dit=asdict(student.config), method=a.method, seed=a.seed, batch_frames=a.batch_frames,
+                    cfg=w)
     first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
     contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=w, iters=a.max_iters)
     bundle = replace(b, model=ema, contract=contract, config=vars(a), voices=b.voices or pick_voices(corpus))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
-    print(f"teacher {total:,} parameters ({conditioning:,} condition on time), student {kept:,} ({tokens:,}); "
+    print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
           f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {w:g}")
     method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
                      cfg_weight=0.01 if a.weak_cfg else 0.0)
@@ -207,13 +228,17 @@ def main():
     fixed = held_out(corpus, 16, device)
     goal = rollout(teacher, fixed, cosine_grid(10), w)[-1]
     for guide in (0.0, w):
-        print(f"held out: teacher@1 at w = {guide:g} is {distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed['todo']):.4f} from teacher@10")
+        own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
+        print(f"held out, mel MSE to teacher@10: the teacher's own single step at w = {guide:g} {own:.4f}")
     log, interrupt = Log(out / "log.csv", first), Interrupt()
     block = first // (a.pool * a.reuse)
-    order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), block * a.pool, None)
+    order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed),
+                             block * a.pool, None)
     pool, plan, parts, since, in_teacher = {}, [], [], clock.perf_counter(), 0.0
-    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="distill", disable=None):
-        # trajectories come in blocks of `pool`, each used `reuse` times; number `which` depends on the step alone
+    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="distill",
+                     disable=None):
+        # trajectories come in blocks of `pool`, each used `reuse` times; number `which` depends on the step
+        # alone
         block, inside = divmod(step, a.pool * a.reuse)
         which = inside % a.pool
         if not plan or inside == 0:
@@ -236,8 +261,10 @@ def main():
             seconds = clock.perf_counter() - since
             report = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
             for n in sorted(a.steps):
-                report[f"mse@{n}"] = distance(rollout(ema, fixed, cosine_grid(n), 0.0)[-1], goal, fixed["todo"])
-            log.report(step=done, **report, seconds_per_update=seconds / len(parts), teacher_share=in_teacher / seconds)
+                report[f"mse@{n}"] = distance(rollout(ema, fixed, cosine_grid(n), 0.0)[-1], goal,
+                                              fixed["todo"])
+            log.report(step=done, **report, seconds_per_update=seconds / len(parts),
+                       teacher_share=in_teacher / seconds)
             parts, since, in_teacher = [], clock.perf_counter(), 0.0
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
             save_state(out / "last.pt", done, student, ema, optimiser, **settings)

@@ -1,15 +1,18 @@
-"""The network: a diffusion transformer (DiT) for mel spectrograms, teacher and student alike. Imports nothing local.
+"""The network: a diffusion transformer (DiT) for mel spectrograms, teacher and student alike. Imports nothing
+local.
 
 ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
 x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
 
 THE SWITCH is DiTConfig.time:
-    "adaln"  continuous t -> timestep MLP -> a scale, shift and gate for every LayerNorm (adaLN-Zero; the teacher)
-    "step"   plain affine LayerNorm; one learned vector per step count n says "you have n steps" (DSFlow's student)
+    "adaln"  continuous t -> timestep MLP -> a scale, shift and gate for every LayerNorm (adaLN-Zero; the
+    teacher)
+    "step"   plain affine LayerNorm; one learned vector per step count n (DSFlow's student)
 fold() turns the first into the second exactly, at one t.
 
-Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional positions,
-rotary attention, adaLN-Zero. Unlike there, padding never leaks: an item gives the same output alone and in any batch.
+Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
+positions, rotary attention, adaLN-Zero. Unlike there, padding never leaks: an item gives the same output
+alone and in any batch.
 
 Shapes: B batch, T mel frames, L characters, M mel bands, D width, E text width, H heads, d head width.
 """
@@ -33,13 +36,13 @@ class DiTConfig:
     text_blocks: int = 4
     time: str = "adaln"         # the switch: "adaln" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
-    token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as one more frame
+    token: str = "add"  # "step" only: "add" the vector to every frame, or "prepend" it as one more frame
 
 
 SIZES = {
     "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3M: trains on two CPU cores
     "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 20M: one GPU, minutes
-    "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's depth, width and heads
+    "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),  # the paper's depth, width and heads
 }
 
 
@@ -52,21 +55,23 @@ def masked(x, mask):
 
 
 class ConvNeXtV2(nn.Module):
-    """ConvNeXt-V2 block over the sequence (Woo et al. 2023), as F5-TTS uses it for text. (B, L, E) -> (B, L, E)."""
+    """ConvNeXt-V2 block over the sequence (Woo et al. 2023), as F5-TTS uses it for text. (B, L, E) -> (B, L,
+    E).
+    """
 
     def __init__(self, dim):
         super().__init__()
         self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 2 * dim)
-        self.gamma = nn.Parameter(torch.zeros(2 * dim))                           # global response normalisation
+        self.gamma = nn.Parameter(torch.zeros(2 * dim))  # global response normalisation
         self.beta = nn.Parameter(torch.zeros(2 * dim))
         self.pwconv2 = nn.Linear(2 * dim, dim)
 
     def forward(self, x, mask):
         h = self.dwconv(masked(x, mask).transpose(1, 2)).transpose(1, 2)          # (B, L, E)
         h = F.gelu(self.pwconv1(self.norm(h)))                                    # (B, L, 2 E)
-        energy = masked(h, mask).norm(dim=1, keepdim=True)                        # (B, 1, 2 E) over valid characters
+        energy = masked(h, mask).norm(dim=1, keepdim=True)  # (B, 1, 2 E) over valid characters
         h = h + self.gamma * h * energy / (energy.mean(-1, keepdim=True) + 1e-6) + self.beta
         return x + self.pwconv2(h)
 
@@ -87,7 +92,9 @@ class TextEncoder(nn.Module):
 
 
 class ConvPosition(nn.Module):
-    """Positions from content: two grouped convolutions of 31 frames, added to the input. (B, T, D) -> (B, T, D)."""
+    """Positions from content: two grouped convolutions of 31 frames, added to the input. (B, T, D) -> (B, T,
+    D).
+    """
 
     def __init__(self, dim):
         super().__init__()
@@ -124,27 +131,32 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x, rotary, mask):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)       # (B, H, T, d) each
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
         keys = None if mask is None else mask[:, None, None, :]                   # (B, 1, 1, T)
         x = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=keys)
         return self.out(x.transpose(1, 2).flatten(2))                             # (B, T, D)
 
 
 class TimestepMLP(nn.Module):
-    """Continuous t (B,) in [0, 1] -> embedding (B, D). Sinusoids of 1000 t, as in F5-TTS (sines first, 127 intervals)."""
+    """Continuous t (B,) in [0, 1] -> embedding (B, D). Sinusoids of 1000 t, as in F5-TTS (sines first, 127
+    intervals).
+    """
 
     def __init__(self, dim):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t):
-        frequency = torch.exp(-torch.arange(128, device=t.device).float() * (torch.tensor(10000.0).log() / 127))
+        frequency = torch.exp(-torch.arange(128,
+                                            device=t.device).float() * (torch.tensor(10000.0).log() / 127))
         angle = 1000 * t.float()[:, None] * frequency                             # (B, 128)
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(self.mlp[0].weight))
 
 
 class Block(nn.Module):
-    """Transformer block. adaLN-Zero: t sets scale, shift and gate of both branches; step: plain pre-LN with affine norms."""
+    """Transformer block. adaLN-Zero: t sets scale, shift and gate of both branches; step: plain pre-LN with
+    affine norms.
+    """
 
     def __init__(self, c):
         super().__init__()
@@ -163,7 +175,8 @@ class Block(nn.Module):
         if self.adaln is None:
             x = x + self.attn(self.norm1(x), rotary, mask)
             return x + self.feed_forward(self.norm2(x))
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaln(F.silu(temb))[:, None].chunk(6, -1)  # (B, 1, D)
+        # (B, 1, D)
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaln(F.silu(temb))[:, None].chunk(6, -1)
         x = x + gate_a * self.attn(self.norm1(x) * (1 + scale_a) + shift_a, rotary, mask)
         return x + gate_f * self.feed_forward(self.norm2(x) * (1 + scale_f) + shift_f)
 
@@ -172,7 +185,8 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network v(x, t or n, condition). The condition is (ref, h): reference mel and frame-level text features.
+    """Velocity network v(x, t or n, condition). The condition is (ref, h): reference mel and frame-level text
+    features.
 
     embed_text() makes h once per utterance; forward() is one network call.
     """
@@ -185,7 +199,7 @@ class DiT(nn.Module):
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
         self.timestep = TimestepMLP(c.dim) if c.time == "adaln" else None
-        self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None          # the step tokens
+        self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None  # the step tokens
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.time == "step")
         self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.time == "adaln" else None
@@ -193,7 +207,8 @@ class DiT(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """torch defaults, but a fresh network outputs exactly 0 and every adaLN block starts as the identity."""
+        """torch defaults, but a fresh network outputs exactly 0 and every adaLN block starts as the identity.
+        """
         for layer in [block.adaln for block in self.blocks] + [self.adaln_out, self.proj_out]:
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -202,7 +217,8 @@ class DiT(nn.Module):
             nn.init.zeros_(self.token.weight)
 
     def embed_text(self, text, align, drop=None):
-        """Characters (B, L) and align (B, T), the character each frame speaks -> frame-level text features h (B, T, E).
+        """Characters (B, L) and align (B, T), the character each frame speaks -> frame-level text features h
+        (B, T, E).
 
         drop (B,) bool: these items get "no text" (all filler), the text half of the unconditional branch.
         """
@@ -254,17 +270,19 @@ def count_parameters(model):
 def fold(teacher, steps, t=0.0, token="add"):
     """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero.
 
-    adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm, and
-    gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how the student starts.]
+    adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
+    and gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how the student
+    starts.]
     """
     c = replace(teacher.config, time="step", steps=tuple(steps), token=token)
     student = DiT(c).to(teacher.proj_out.weight)
     weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
     missing, extra = student.load_state_dict(weights, strict=False)
     assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
-    temb = F.silu(teacher.timestep(torch.full((1,), float(t), device=teacher.proj_out.weight.device)))[0]   # (D,)
+    # (D,)
+    temb = F.silu(teacher.timestep(torch.full((1,), float(t), device=teacher.proj_out.weight.device)))[0]
     for old, new in zip(teacher.blocks, student.blocks):
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)                       # (D,) each
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)  # (D,) each
         for norm, scale, shift in ((new.norm1, scale_a, shift_a), (new.norm2, scale_f, shift_f)):
             norm.weight.copy_(1 + scale)
             norm.bias.copy_(shift)
@@ -298,6 +316,8 @@ class DurationPredictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, text, speed=1.0):
-        """Whole frames per character (B, L) int64, at least 1 on characters, 0 on padding; speed > 1 is faster."""
-        frames = (self(text).exp() / speed).round().clamp(1, 120).long()          # 120 frames: a pause of two seconds
+        """Whole frames per character (B, L) int64, at least 1 on characters, 0 on padding; speed > 1 is
+        faster.
+        """
+        frames = (self(text).exp() / speed).round().clamp(1, 120).long()  # 120 frames: a pause of two seconds
         return frames * (text > 0)

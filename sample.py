@@ -18,38 +18,44 @@ import numpy as np
 import soundfile
 import torch
 
-from data import (BadInput, MelSettings, align_batch, cepstra, cli, encode, frame_to_char, griffin_lim, load_audio,
+from data import (BadInput, MelSettings, align_batch, cepstra, cli, encode, frame_to_char, griffin_lim,
+                  load_audio,
                   log_mel, mel_spectrogram)
 from model import DiT, DiTConfig, DurationPredictor
 
-# ---------------------------------------------------------------------------------------------------- checkpoint
+# ------------------------------------------------------------------------------------------------- checkpoint
 
 
 @dataclass
 class Bundle:
-    """What a checkpoint holds: enough to speak, to distil and to be checked, with nothing assumed elsewhere."""
+    """What a checkpoint holds: enough to speak, to distil and to be checked, with nothing assumed elsewhere.
+    """
     model: DiT
     duration: DurationPredictor
     s: MelSettings
     vocab: str
     gauss: dict         # the aligner's Gaussians, to align a voice prompt with its text
-    voices: dict        # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts; the first is the default
-    contract: dict      # kind ("teacher" or "student"), steps (allowed counts, [] = any), grid, cfg (in the target), iters
+    # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts; the first is the default
+    voices: dict
+    # kind ("teacher" or "student"), steps (allowed counts, [] = any), grid, cfg (in the target), iters
+    contract: dict
     config: dict        # the flags of the training run, for the record
 
 
 def save_checkpoint(path, b, half=True):
     """Write Bundle b to path, atomically; half: weights as float16."""
     def pack(module):
-        return {k: v.detach().cpu().half() if half else v.detach().cpu() for k, v in module.state_dict().items()}
+        return {k: v.detach().cpu().half() if half else v.detach().cpu() for k,
+                v in module.state_dict().items()}
     save_atomic(path, dict(format="dsflow-1", dit=asdict(b.model.config), model=pack(b.model),
-                           duration=pack(b.duration), mel=asdict(b.s), vocab=b.vocab, gauss=b.gauss, voices=b.voices,
+                           duration=pack(b.duration), mel=asdict(b.s), vocab=b.vocab, gauss=b.gauss,
+                           voices=b.voices,
                            contract=b.contract, config=b.config))
 
 
 def save_atomic(path, content):
     """torch.save that leaves either the old file or the whole new one, whatever happens in between."""
-    buffer = io.BytesIO()                       # serialise first: a full disk then is a plain OSError while writing
+    buffer = io.BytesIO()  # serialise first: a full disk then is a plain OSError while writing
     torch.save(content, buffer)
     path, partial = Path(path), Path(f"{path}.partial")
     try:
@@ -63,15 +69,16 @@ def save_atomic(path, content):
 
 
 def load_file(path, kind="dsflow-1"):
-    """torch.load of tensors and plain values only (no code can run) -> the dict, checked to be of our format."""
+    """torch.load of tensors and plain values only (no code can run) -> the dict, checked to be of our format.
+    """
     hint = "expected a checkpoint written by teacher.py or distill.py"
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; {hint}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:                # torch raises many types: truncated zip, pickled code, not a zip
-        reason = "holds more than tensors and plain values, refused" if "nsupported" in str(problem) or \
-            "weights_only" in str(problem).lower() and "GLOBAL" in str(problem) else "truncated or not a checkpoint"
+    except Exception as problem:  # torch raises many types: truncated zip, pickled code, not a zip
+        code = "nsupported" in str(problem)     # "Unsupported global": the pickle wants to call something
+        reason = "holds more than tensors and values, refused" if code else "truncated or not a checkpoint"
         raise BadInput(f"{path}: {reason}; {hint}") from None
     if not isinstance(content, dict) or content.get("format") != kind:
         raise BadInput(f"{path}: a file of another kind; {hint}")
@@ -85,18 +92,21 @@ def load_checkpoint(path, device="cpu"):
     model, duration = DiT(dit), DurationPredictor(dit.vocab)
     model.load_state_dict({k: v.float() for k, v in c["model"].items()})
     duration.load_state_dict({k: v.float() for k, v in c["duration"].items()})
-    return Bundle(model.to(device).eval(), duration.to(device).eval(), MelSettings(**c["mel"]), c["vocab"], c["gauss"],
+    return Bundle(model.to(device).eval(), duration.to(device).eval(), MelSettings(**c["mel"]), c["vocab"],
+                  c["gauss"],
                   c["voices"], c["contract"], c["config"])
 
 
 def pick_device(name):
-    """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error, not a fallback."""
+    """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error, not a
+    fallback.
+    """
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name != "auto" and not have.get(name.split(":")[0], False):
-        raise BadInput(f"--device {name}: not available here; use auto, {' or '.join(k for k in have if have[k])}")
+        raise BadInput(f"--device {name}: not available here; use auto or {', '.join(filter(have.get, have))}")
     picked = next(k for k in have if have[k]) if name == "auto" else name
-    detail = torch.cuda.get_device_name() if picked.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    print(f"device: {picked} ({detail})")
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"device: {picked} ({torch.cuda.get_device_name() if picked.startswith('cuda') else threads})")
     return torch.device(picked)
 
 
@@ -104,7 +114,9 @@ def pick_device(name):
 
 
 def cosine_grid(n):
-    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). Every m-th point of n m steps is that of n."""
+    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). Every m-th point of n m steps is
+    that of n.
+    """
     t = 1 - torch.cos(torch.pi * torch.arange(n + 1, dtype=torch.float64) / (2 * n))
     t[-1] = 1.0
     return t.float()
@@ -119,20 +131,28 @@ GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid}
 
 
 def noise(seed, lengths, mels, first=0):
-    """x0 (B, T, M), item i drawn from (seed, first + i) on the CPU: the same in any batch and on any device."""
+    """x0 (B, T, M), item i drawn from (seed, first + i) on the CPU: the same in any batch and on any device.
+    """
     items = [torch.randn(int(T), mels, generator=torch.Generator().manual_seed(seed * 1_000_003 + first + i))
              for i, T in enumerate(lengths)]
     return torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
 
 
-def conditions(model, text, align, ref):
-    """The condition (ref, h) and the unconditional (0, h of no text) that guidance contrasts it with."""
+def conditions(model, text, align, ref, w=1.0):
+    """The condition (ref, h) and the unconditional (0, h of no text) that guidance contrasts it with; None at
+    w = 0.
+    """
+    cond = ref, model.embed_text(text, align)
+    if w == 0:
+        return cond, None
     everyone = torch.ones(len(text), dtype=torch.bool, device=text.device)
-    return (ref, model.embed_text(text, align)), (torch.zeros_like(ref), model.embed_text(text, align, everyone))
+    return cond, (torch.zeros_like(ref), model.embed_text(text, align, everyone))
 
 
 def guided_velocity(model, x, time, cond, null, w, mask=None):
-    """v = v_c + w (v_c - v_u): one network call at w = 0, two above. The only place where guidance is computed."""
+    """v = v_c + w (v_c - v_u): one network call at w = 0, two above. The only place where guidance is
+    computed.
+    """
     v_c = model(x, time, *cond, mask)                                             # (B, T, M)
     return v_c if w == 0 else v_c + w * (v_c - model(x, time, *null, mask))
 
@@ -140,8 +160,9 @@ def guided_velocity(model, x, time, cond, null, w, mask=None):
 def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None):
     """Integrate from noise x0 (B, T, M) along grid (N + 1,) -> all states (N + 1, B, T, M); the last is x1.
 
-    known (B, T) bool: frames where the reference is given. Their path needs no network, it is the straight line
-    (1 - t) x0 + t ref that the teacher saw there in training [ours; F5-TTS lets them drift and overwrites at the end].
+    known (B, T) bool: frames where the reference is given. Their path needs no network, it is the straight
+    line (1 - t) x0 + t ref that the teacher saw there in training [ours; F5-TTS lets them drift and
+    overwrites at the end].
     """
     n, states = len(grid) - 1, [x0]
     for s, e in zip(grid[:-1].tolist(), grid[1:].tolist()):
@@ -157,31 +178,36 @@ def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None):
 
 
 def make_voice(b, path, text):
-    """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned here."""
+    """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned here.
+    """
     mel = mel_spectrogram(load_audio(path, b.s), b.s)
     ids = encode_checked(text, b.vocab, "--prompt_text")
     if not len(ids) <= len(mel) <= 15 * b.s.rate / b.s.hop:
-        raise BadInput(f"--prompt {path}: {len(mel) * b.s.hop / b.s.rate:.1f} s for {len(ids)} characters of --prompt_text; "
-                       f"a prompt is up to 15 s and no faster than one character every {1000 * b.s.hop // b.s.rate} ms")
+        raise BadInput(f"--prompt {path}: {len(mel) * b.s.hop / b.s.rate:.1f} s for {len(ids)} characters of "
+                       f"--prompt_text; expected up to 15 s, and at least one frame a character")
     return dict(mel=mel, text=ids, durations=align_batch([cepstra(mel)], [ids], b.gauss)[0])
 
 
 def encode_checked(text, vocab, flag):
-    """encode() for a user's text: says once which characters are dropped, and refuses a text with none left."""
+    """encode() for a user's text: says once which characters are dropped, and refuses a text with none left.
+    """
     ids, dropped = encode(text, vocab)
     if dropped:
         print(f"{flag}: characters the checkpoint does not know, dropped: {' '.join(sorted(dropped))}")
     if not any(vocab[i - 1].isalpha() for i in ids.tolist()):
-        raise BadInput(f"{flag} {text[:30]!r}: nothing in it that this checkpoint can say; give a sentence in {vocab!r}")
+        raise BadInput(f"{flag} {text[:30]!r}: nothing in it that it can say; this checkpoint knows {vocab!r}")
     return ids
 
 
 def sentences(text, longest=160):
-    """Text -> chunks of whole sentences up to `longest` characters; a longer sentence is cut at commas, then spaces."""
+    """Text -> chunks of whole sentences up to `longest` characters; a longer sentence is cut at commas, then
+    spaces.
+    """
     chunks = []
     for sentence in re.findall(r"\S.*?(?:[.!?;:]+(?=\s)|$)", text.replace("\n", " ")):
         while len(sentence) > longest:
-            cut = max(sentence.rfind(", ", 1, longest) + 1, 0) or max(sentence.rfind(" ", 1, longest), 0) or longest
+            cut = max(sentence.rfind(", ", 1, longest) + 1, 0) or max(sentence.rfind(" ", 1, longest),
+                                                                      0) or longest
             chunks.append(sentence[:cut].strip())
             sentence = sentence[cut:].strip()
         if chunks and len(chunks[-1]) + len(sentence) < longest // 2:
@@ -195,8 +221,9 @@ def sentences(text, longest=160):
 def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=8):
     """Character ids of each text [(L,)] -> their mels [(T, M)], durations predicted; b is a Bundle.
 
-    voice: a prompt (make_voice) that gives the voice and the speaking rate, None for whatever the noise suggests.
-    steps: network steps N; w: guidance; item i's noise comes from (seed, i). grid: (N + 1,), None for b's own.
+    voice: a prompt (make_voice) that gives the voice and the speaking rate, None for whatever the noise
+    suggests. steps: network steps N; w: guidance; item i's noise comes from (seed, i). grid: (N + 1,), None
+    for b's own.
     """
     device = b.model.proj_out.weight.device
     grid = GRIDS[b.contract["grid"]](steps) if grid is None else grid
@@ -220,7 +247,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
         known = (frames < P).expand(len(ids), -1).to(device)                      # (B, T)
         ref = torch.zeros(len(ids), max(lengths), b.s.n_mels)
         ref[:, :P] = voice["mel"].float()
-        cond, null = conditions(b.model, text, align, ref.to(device))
+        cond, null = conditions(b.model, text, align, ref.to(device), w)
         x0 = noise(seed, lengths, b.s.n_mels, first).to(device)
         x1 = euler(b.model, x0, grid, cond, null, w, None if len(ids) == 1 else mask, known)[-1].cpu()
         mels += [x[P:T] for x, T in zip(x1, lengths)]
@@ -242,7 +269,9 @@ def check_steps(b, steps, w):
 
 
 def load_vocoder(name):
-    """SpeechT5's HiFi-GAN from a local folder or hub name -> function from Bundle-normalised mel (T, M) to audio."""
+    """SpeechT5's HiFi-GAN from a local folder or hub name -> function from Bundle-normalised mel (T, M) to
+    audio.
+    """
     try:
         from transformers import SpeechT5HifiGan
     except ImportError:
@@ -254,7 +283,7 @@ def load_vocoder(name):
 
     def decode(mel, s):
         if (s.rate, s.n_mels, s.hop, s.fmin, s.fmax, s.log) != (16000, 80, 256, 80.0, 7600.0, "log10"):
-            raise BadInput(f"--vocoder {name}: made for 16 kHz, 80 log10 mels of 80-7600 Hz, the checkpoint has {s}")
+            raise BadInput(f"--vocoder {name}: made for 16 kHz, 80 log10 mels of 80-7600 Hz, not {s}")
         with torch.no_grad():
             return net(log_mel(mel.float(), s)).numpy()
     return decode
@@ -265,9 +294,11 @@ def plot_mels(rows, path):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(len(rows), 1, figsize=(11, 2.1 * len(rows)), squeeze=False, constrained_layout=True)
+    fig, axes = plt.subplots(len(rows), 1, figsize=(11, 2.1 * len(rows)), squeeze=False,
+                             constrained_layout=True)
     for ax, (title, mel) in zip(axes[:, 0], rows):
-        ax.imshow(mel.float().cpu().T, origin="lower", aspect="auto", interpolation="nearest", vmin=-2.5, vmax=3)
+        ax.imshow(mel.float().cpu().T, origin="lower", aspect="auto", interpolation="nearest", vmin=-2.5,
+                  vmax=3)
         ax.set_title(title, fontsize=9, loc="left")
         ax.set_ylabel("mel band", fontsize=8)
     axes[-1, 0].set_xlabel("frame")
@@ -278,19 +309,23 @@ def plot_mels(rows, path):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", required=True, help="what to say; long text is spoken in sentence chunks")
-    p.add_argument("--ckpt", default="checkpoints/student.pt", help="teacher or student (default %(default)s)")
+    p.add_argument("--ckpt", default="checkpoints/student.pt",
+                   help="teacher or student (default %(default)s)")
     p.add_argument("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
-    p.add_argument("--cfg", type=float, help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls "
+    p.add_argument("--cfg", type=float,
+                   help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls "
                    "(default: 0 for a student, for a teacher what it was trained to be distilled at)")
     p.add_argument("--voice", help="one of the checkpoint's own voices, or 'none' (default: its first)")
     p.add_argument("--prompt", help="a recording whose voice to use, with --prompt_text")
     p.add_argument("--prompt_text", help="the words spoken in --prompt")
     p.add_argument("--speed", type=float, default=1.0, help="2 is twice as fast (default 1)")
     p.add_argument("--seed", type=int, default=0, help="noise of item i is drawn from (seed, i) (default 0)")
-    p.add_argument("--vocoder", help="SpeechT5 HiFi-GAN folder or hub name, for example microsoft/speecht5_hifigan "
+    p.add_argument("--vocoder",
+                   help="SpeechT5 HiFi-GAN folder or hub name, for example microsoft/speecht5_hifigan "
                    "(needs transformers; default: Griffin-Lim)")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    p.add_argument("--out", default="out/sample.wav", help="where the audio goes; a .png of the mel goes beside it")
+    p.add_argument("--out", default="out/sample.wav",
+                   help="where the audio goes; a .png of the mel goes beside it")
     a = p.parse_args()
     if not 0.25 <= a.speed <= 4:
         raise BadInput(f"--speed {a.speed}: expected 0.25 to 4")
@@ -320,11 +355,13 @@ def main():
     wav = vocoder(mel, b.s)
     total = clock.perf_counter() - start
     soundfile.write(out, np.clip(wav, -1, 1), b.s.rate)
-    plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", mel)], out.with_suffix(".png"))
+    plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", mel)],
+              out.with_suffix(".png"))
     seconds = len(wav) / b.s.rate
     per = math.ceil(len(texts) / 8)
+    chunks = f" ({per} batches of sentences)" if per > 1 else ""
     print(f"{b.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}: {len(calls)} network call"
-          f"{'s' * (len(calls) > 1)}{f' ({per} batches of sentences)' if per > 1 else ''}, {seconds:.2f} s of speech")
+          f"{'s' * (len(calls) > 1)}{chunks}, {seconds:.2f} s of speech")
     print(f"real-time factor: flow {flow / seconds:.4f} (text, durations and network, first call included), "
           f"with vocoder {total / seconds:.4f}")
     print(f"wrote {out} and {out.with_suffix('.png')}")

@@ -1,4 +1,5 @@
-"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor beside it.
+"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor beside
+it.
 
     python teacher.py --data corpus --out out/teacher
     python teacher.py --data DIR --init checkpoints/teacher.pt       fine-tune on your own recordings
@@ -21,10 +22,11 @@ from tqdm import tqdm
 
 from data import BadInput, MelSettings, batch_indices, cli, collate, griffin_lim, prepare
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
-from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device, plot_mels,
+from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device,
+                    plot_mels,
                     save_atomic, save_checkpoint)
 
-# ---------------------------------------------------------------------------------------------------- shared by both loops
+# --------------------------------------------------------------------------------------- shared by both loops
 
 
 def learning_rate(step, peak, warmup, total):
@@ -43,14 +45,17 @@ def ema_update(ema, net, step, decay):
 
 
 def generator(seed, step):
-    """Random numbers of one update, from (seed, step): a resumed run draws what the uninterrupted one would."""
+    """Random numbers of one update, from (seed, step): a resumed run draws what the uninterrupted one would.
+    """
     return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
 def optimise(loss, net, optimiser, lr, step, clip=1.0):
-    """Backward, clip, update -> gradient norm. A loss that is not finite stops the run before it reaches the weights."""
+    """Backward, clip, update -> gradient norm. A loss that is not finite stops the run before it reaches the
+    weights.
+    """
     if not torch.isfinite(loss):
-        raise BadInput(f"the loss is {loss.item()} at update {step}; nothing was saved after the last checkpoint: "
+        raise BadInput(f"the loss is {loss.item()} at update {step}; the last checkpoint is intact: "
                        f"lower --lr (now {lr:.1e}) and use --resume")
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -62,7 +67,9 @@ def optimise(loss, net, optimiser, lr, step, clip=1.0):
 
 
 class Log:
-    """A CSV with one row per report, and the same on the screen. Resuming drops rows after the resumed update."""
+    """A CSV with one row per report, and the same on the screen. Resuming drops rows after the resumed
+    update.
+    """
 
     def __init__(self, path, step):
         self.path, self.rows = Path(path), []
@@ -112,19 +119,24 @@ def load_state(path, net, ema, optimiser, expect):
 
 
 def pick_voices(corpus, seconds=3.0):
-    """One training recording of each speaker, nearest to `seconds` long -> the checkpoint's ready voice prompts."""
+    """One training recording of each speaker, nearest to `seconds` long -> the checkpoint's ready voice
+    prompts.
+    """
     voices = {}
     for speaker in sorted(set(corpus.speakers)):
         mine = [i for i in corpus.train if corpus.speakers[i] == speaker] or corpus.train
         i = min(mine, key=lambda i: abs(int(corpus.frames[i]) * corpus.s.hop / corpus.s.rate - seconds))
-        voices[speaker or "voice"] = dict(mel=corpus.mel(i).half(), text=corpus.ids[i], durations=corpus.durations[i])
+        voices[speaker or "voice"] = dict(mel=corpus.mel(i).half(), text=corpus.ids[i],
+                                          durations=corpus.durations[i])
     return voices
 
 
 def held_out(corpus, count, device):
-    """A fixed evaluation batch: up to `count` held-out utterances, one short opening span of each as reference.
+    """A fixed evaluation batch: up to `count` held-out utterances, one short opening span of each as
+    reference.
 
-    -> batch as collate(), with ref (B, T, M), known (B, T), todo (B, T): the frames to generate, and x0 (B, T, M).
+    -> batch as collate(), with ref (B, T, M), known (B, T), todo (B, T): the frames to generate, and x0 (B,
+    T, M).
     """
     items = corpus.held[:: max(1, len(corpus.held) // count)][:count]
     batch = collate(corpus, items)
@@ -138,11 +150,11 @@ def held_out(corpus, count, device):
 @torch.no_grad()
 def rollout(model, batch, grid, w):
     """The sampler on a batch that has ref, known and x0 -> states (N + 1, B, T, M)."""
-    cond, null = conditions(model, batch["text"], batch["align"], batch["ref"])
+    cond, null = conditions(model, batch["text"], batch["align"], batch["ref"], w)
     return euler(model, batch["x0"], grid, cond, null, w, batch["mask"], batch["known"])
 
 
-# ---------------------------------------------------------------------------------------------------- the objective
+# ---------------------------------------------------------------------------------------------- the objective
 
 
 def random_spans(mask, g, shortest=0.7):
@@ -155,10 +167,11 @@ def random_spans(mask, g, shortest=0.7):
 
 
 def infill(batch, g, p_noref, p_nothing):
-    """Draw what an update trains on: known frames, reference, and the items that lose reference or everything.
+    """Draw what an update trains on: known frames, reference, and the items that lose reference or
+    everything.
 
-    Adds known, ref, todo (see held_out), x0, and drop (B,) bool: no text either, which is guidance's unconditional.
-    Items without a reference have the whole utterance to generate.
+    Adds known, ref, todo (see held_out), x0, and drop (B,) bool: no text either, which is guidance's
+    unconditional. Items without a reference have the whole utterance to generate.
     """
     B, mask = len(batch["mel"]), batch["mask"]
     drop = torch.rand(B, generator=g) < p_nothing
@@ -170,7 +183,9 @@ def infill(batch, g, p_noref, p_nothing):
 
 
 def cfm_loss(model, batch, t):
-    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2, mean over the frames to fill in."""
+    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2, mean over the frames to
+    fill in.
+    """
     x0, x1 = batch["x0"], batch["mel"]
     x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * x1                     # (B, T, M)
     h = model.embed_text(batch["text"], batch["align"], batch["drop"])            # (B, T, E)
@@ -182,10 +197,13 @@ def cfm_loss(model, batch, t):
 
 
 def evaluate(bundle, batch, w, out, name):
-    """Held-out flow-matching loss at fixed noise and times; mel picture and audio of teacher@10 beside the recording."""
+    """Held-out flow-matching loss at fixed noise and times; mel picture and audio of teacher@10 beside the
+    recording.
+    """
     t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
     with torch.no_grad():
-        flow = cfm_loss(bundle.model, dict(batch, drop=torch.zeros(len(t), dtype=torch.bool, device=t.device)), t)
+        flow = cfm_loss(bundle.model,
+                        dict(batch, drop=torch.zeros(len(t), dtype=torch.bool, device=t.device)), t)
         duration = bundle.duration.loss(batch["text"], batch["durations"])
     few = {k: v[:2] for k, v in batch.items()}
     x1 = rollout(bundle.model, few, cosine_grid(10), w)[-1]
@@ -194,7 +212,8 @@ def evaluate(bundle, batch, w, out, name):
         T = int(few["mask"][i].sum())
         rows += [(f"recording {i}", few["mel"][i, :T]),
                  (f"teacher, 10 steps, w = {w}: the first quarter is given", x1[i, :T])]
-        soundfile.write(out / f"{name}_{i}.wav", griffin_lim(x1[i, :T], bundle.s, 32).clip(-1, 1), bundle.s.rate)
+        soundfile.write(out / f"{name}_{i}.wav", griffin_lim(x1[i, :T], bundle.s, 32).clip(-1, 1),
+                        bundle.s.rate)
     plot_mels(rows, out / f"{name}.png")
     return float(flow), float(duration)
 
@@ -204,19 +223,26 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add("--data", default="corpus", help="folder of recordings, see data.py (default corpus)")
-    add("--out", default="out/teacher", help="checkpoints, log, pictures and audio go here (default %(default)s)")
+    add("--out", default="out/teacher",
+        help="checkpoints, log, pictures and audio go here (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
     add("--init", help="start from this teacher and keep its size and characters: fine-tuning")
     add("--max_iters", type=int, default=8000, help="updates (default %(default)s)")
-    add("--batch_frames", type=int, default=2000, help="mel frames per update, padding included (default %(default)s)")
+    add("--batch_frames", type=int, default=2000,
+        help="mel frames per update, padding included (default %(default)s)")
     add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=200, help="updates of linear warm-up (default %(default)s)")
-    add("--ema", type=float, default=0.999, help="decay of the weight average that is saved (default %(default)s)")
-    add("--p_noref", type=float, default=0.3, help="share of items trained without a reference (default %(default)s)")
-    add("--p_nothing", type=float, default=0.15, help="share trained without reference and text (default %(default)s)")
-    add("--cfg", type=float, default=1.5, help="guidance of the samples, and the default for distilling (default %(default)s)")
-    add("--eval_every", type=int, default=1000, help="updates between reports with samples (default %(default)s)")
+    add("--ema", type=float, default=0.999,
+        help="decay of the weight average that is saved (default %(default)s)")
+    add("--p_noref", type=float, default=0.3,
+        help="share of items trained without a reference (default %(default)s)")
+    add("--p_nothing", type=float, default=0.15,
+        help="share trained without reference and text (default %(default)s)")
+    add("--cfg", type=float, default=1.5,
+        help="guidance of the samples, and the default for distilling (default %(default)s)")
+    add("--eval_every", type=int, default=1000,
+        help="updates between reports with samples (default %(default)s)")
     add("--save_every", type=int, default=500, help="updates between checkpoints (default %(default)s)")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
@@ -242,10 +268,12 @@ def main():
     net.to(device)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimiser = torch.optim.AdamW(net.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed, batch_frames=a.batch_frames)
+    settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed,
+                    batch_frames=a.batch_frames)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
     contract = dict(kind="teacher", steps=[], grid="cosine", cfg=a.cfg, iters=a.max_iters)
-    bundle = Bundle(ema["dit"], ema["duration"], s, corpus.vocab, corpus.gauss, pick_voices(corpus), contract, vars(a))
+    bundle = Bundle(ema["dit"], ema["duration"], s, corpus.vocab, corpus.gauss, pick_voices(corpus), contract,
+                    vars(a))
     total, conditioning = count_parameters(net["dit"])
     print(f"{a.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held out, "
           f"{len(corpus.skipped)} skipped; {total:,} parameters, {conditioning:,} of them condition on time")
@@ -257,14 +285,16 @@ def main():
     log, interrupt, fixed = Log(out / "log.csv", first), Interrupt(), held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), first, None)
     since, running = clock.perf_counter(), []
-    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="teacher", disable=None):
+    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="teacher",
+                     disable=None):
         g = generator(a.seed, step)
         batch = infill(collate(corpus, [corpus.train[i] for i in next(order)]), g, a.p_noref, a.p_nothing)
         t = torch.rand(len(batch["mel"]), generator=g).to(device)
         batch = {k: v.to(device) for k, v in batch.items()}
         flow = cfm_loss(net["dit"], batch, t)
         duration = net["duration"].loss(batch["text"], batch["durations"])
-        norm = optimise(flow + duration, net, optimiser, learning_rate(step, a.lr, a.warmup, a.max_iters), step)
+        norm = optimise(flow + duration, net, optimiser, learning_rate(step, a.lr, a.warmup, a.max_iters),
+                        step)
         ema_update(ema, net, step, a.ema)
         running.append((flow.detach(), duration.detach(), norm))
 
