@@ -537,7 +537,7 @@ def plot_alignment(corpus, i, path):
     from matplotlib import pyplot as plt
     ends = corpus.durations[i].cumsum(0)
     fig, ax = plt.subplots(figsize=(14, 3.5), constrained_layout=True)
-    ax.imshow(corpus.mel(i).T, origin="lower", aspect="auto", interpolation="nearest")
+    ax.imshow(corpus.mel(i).numpy().T, origin="lower", aspect="auto", interpolation="nearest")
     for char, end, length in zip(corpus.ids[i].tolist(), ends.tolist(), corpus.durations[i].tolist()):
         ax.axvline(end - 0.5, color="white", lw=0.4)
         ax.text(end - length / 2 - 0.5, corpus.s.n_mels + 1, corpus.vocab[char - 1], ha="center", fontsize=8)

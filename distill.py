@@ -26,7 +26,7 @@ from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
 from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
                      optimise,
-                     pick_voices, rollout, save_state)
+                     rollout, save_state)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -93,6 +93,36 @@ def teacher_states(teacher, batch, steps, w):
     return dict(batch, states=states[:: K // I].clone(), grid=grid[:: K // I])
 
 
+class Trajectories:
+    """Batches with teacher states for the loop: `pool` at a time, each used `reuse` times, then the next.
+
+    A rollout costs 20 network calls or more, an update two and their backward passes: reuse makes the teacher
+    cheap. Which trajectory an update gets, and its noise, follow from the update's number alone, so a resumed
+    run makes again only those of its block that it still needs.
+    """
+
+    def __init__(self, teacher, corpus, a, w, device, first):
+        self.teacher, self.corpus, self.a, self.w, self.device = teacher, corpus, a, w, device
+        self.made, self.plan, self.seconds = {}, [], 0.0
+        batches = batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed)
+        self.batches = itertools.islice(batches, first // (a.pool * a.reuse) * a.pool, None)
+
+    def __getitem__(self, step):
+        """The batch of one update; seconds adds up the time spent in the teacher."""
+        a, start = self.a, clock.perf_counter()
+        block, inside = divmod(step, a.pool * a.reuse)
+        which = inside % a.pool
+        if inside == 0 or not self.plan:
+            self.made, self.plan = {}, list(itertools.islice(self.batches, a.pool))
+        if which not in self.made:
+            g = generator(a.seed + 1, block * a.pool + which)
+            batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
+            batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
+            self.made[which] = teacher_states(self.teacher, batch, a.steps, self.w)
+            self.seconds += clock.perf_counter() - start
+        return self.made[which]
+
+
 # ---------------------------------------------------------------------------------------------------- figures
 
 
@@ -102,11 +132,9 @@ def distance(x1, target, todo):
 
 
 def flow_rtf(model, batch, grid, w, s, repeats=7):
-    """Seconds of one utterance's flow (text branch and network calls, batch 1, no vocoder) per second of
-    speech.
-    """
-    one = {k: v[:1, :int(batch["mask"][0].sum())] if k not in ("text", "durations") else v[:1] for k,
-           v in batch.items()}
+    """Seconds of one utterance's flow (text branch and network, batch 1, no vocoder) per second of speech."""
+    T = int(batch["mask"][0].sum())
+    one = {k: v[:1] if k in ("text", "durations") else v[:1, :T] for k, v in batch.items()}
     speech = int(one["todo"].sum()) * s.hop / s.rate
     times = []
     for _ in range(repeats + 1):
@@ -119,9 +147,7 @@ def flow_rtf(model, batch, grid, w, s, repeats=7):
 
 
 def final_table(teacher, student, batch, steps, w, s, device, out):
-    """Print and write table.md, mel pictures and audio: teacher@10, teacher@1, student@n, all from the same
-    noise.
-    """
+    """Print and write table.md, mels and audio: teacher@10, teacher@1, student@n from the same noise."""
     target = rollout(teacher, batch, cosine_grid(10), w)[-1]
     rows, sounds = [], {}
     todo = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w), ("teacher@1", teacher, 1, 0.0)]
@@ -129,13 +155,13 @@ def final_table(teacher, student, batch, steps, w, s, device, out):
         x1 = rollout(model, batch, cosine_grid(n), guide)[-1]
         total, conditioning = count_parameters(model)
         name = f"{name}, w = {guide:g}" if model is teacher else name
-        mse, rtf = distance(x1, target, batch["todo"]), flow_rtf(model, batch, cosine_grid(n).to(device),
-                                                                 guide, s)
+        mse = distance(x1, target, batch["todo"])
+        rtf = flow_rtf(model, batch, cosine_grid(n).to(device), guide, s)
         calls = n * (2 if guide else 1)
         rows.append(f"| {name} | {calls} | {total:,} | {conditioning:,} | {mse:.4f} | {rtf:.4f} |")
         sounds[name] = x1
-    protocol = (f"Mel MSE: normalised units, {len(target)} held-out utterances, same noise. Flow RTF: text branch "
-                f"and network, no vocoder, batch 1, one utterance, median of 7 after a warm-up, {device.type}, "
+    protocol = (f"Mel MSE: normalised units, {len(target)} held-out utterances, same noise. Flow RTF: text "
+                f"branch and network, no vocoder, batch 1, median of 7 after a warm-up, {device.type}, "
                 f"{torch.get_num_threads()} threads, torch {torch.__version__}.")
     table = "\n".join(["| model | network calls | parameters | for time | mel MSE to teacher@10 | flow RTF |",
                        "|---|---|---|---|---|---|", *rows, "", protocol])
@@ -196,62 +222,53 @@ def arguments():
     return a
 
 
-def main():
-    a = arguments()
-    device = pick_device(a.device)
+def build(a, device):
+    """Teacher, student, its average, the corpus, the guidance w in the target, and the Bundle to be saved."""
     b = load_checkpoint(a.teacher, device)
     if b.contract["kind"] != "teacher":
         raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
     w = b.contract["cfg"] if a.cfg is None else a.cfg
     if not 0 <= w <= 20:
         raise BadInput(f"--cfg {w}: expected a number from 0 to 20")
-    out = Path(a.out)
-    out.mkdir(parents=True, exist_ok=True)
     corpus = prepare(a.data, b.s, b.vocab, a.cache)
     torch.manual_seed(a.seed)
     teacher = b.model.requires_grad_(False)
     student = fold(teacher, sorted(a.steps), token=a.token) if a.tokens else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
-    ema = copy.deepcopy(student).requires_grad_(False)
+    ema = copy.deepcopy(student).requires_grad_(False).eval()
+    contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=w, iters=a.max_iters)
+    bundle = replace(b, model=ema, contract=contract, config=vars(a))
+    (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
+    print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
+          f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {w:g}")
+    return teacher, student, ema, corpus, w, bundle
+
+
+def main():
+    a = arguments()
+    device = pick_device(a.device)
+    out = Path(a.out)
+    out.mkdir(parents=True, exist_ok=True)
+    teacher, student, ema, corpus, w, bundle = build(a, device)
     optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0)
     settings = dict(dit=asdict(student.config), method=a.method, seed=a.seed, batch_frames=a.batch_frames,
                     cfg=w)
     first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
-    contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=w, iters=a.max_iters)
-    bundle = replace(b, model=ema, contract=contract, config=vars(a), voices=b.voices or pick_voices(corpus))
-    (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
-    print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
-          f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {w:g}")
     method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
                      cfg_weight=0.01 if a.weak_cfg else 0.0)
-
     fixed = held_out(corpus, 16, device)
     goal = rollout(teacher, fixed, cosine_grid(10), w)[-1]
     for guide in (0.0, w):
         own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
         print(f"held out, mel MSE to teacher@10: the teacher's own single step at w = {guide:g} {own:.4f}")
+
     log, interrupt = Log(out / "log.csv", first), Interrupt()
-    block = first // (a.pool * a.reuse)
-    order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed),
-                             block * a.pool, None)
-    pool, plan, parts, since, in_teacher = {}, [], [], clock.perf_counter(), 0.0
-    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="distill",
-                     disable=None):
-        # trajectories come in blocks of `pool`, each used `reuse` times; number `which` depends on the step
-        # alone
-        block, inside = divmod(step, a.pool * a.reuse)
-        which = inside % a.pool
-        if not plan or inside == 0:
-            pool, plan = {}, list(itertools.islice(order, a.pool))
-        if which not in pool:
-            start = clock.perf_counter()
-            g = generator(a.seed + 1, block * a.pool + which)
-            batch = infill(collate(corpus, [corpus.train[i] for i in plan[which]]), g, a.p_noref, 0.0)
-            pool[which] = teacher_states(teacher, {k: v.to(device) for k, v in batch.items()}, a.steps, w)
-            in_teacher += clock.perf_counter() - start
+    trajectories = Trajectories(teacher, corpus, a, w, device, first)
+    parts, since = [], clock.perf_counter()
+    for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
         g = generator(a.seed, step)
         n = a.steps[int(torch.randint(len(a.steps), (), generator=g))]
-        loss, part = method(student, pool[which], n, g)
+        loss, part = method(student, trajectories[step], n, g)
         norm = optimise(loss, student, optimiser, learning_rate(step, a.lr, a.warmup, a.max_iters), step)
         ema_update(ema, student, step, a.ema)
         parts.append(dict(loss=loss.detach(), **part, grad_norm=norm))
@@ -261,18 +278,18 @@ def main():
             seconds = clock.perf_counter() - since
             report = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
             for n in sorted(a.steps):
-                report[f"mse@{n}"] = distance(rollout(ema, fixed, cosine_grid(n), 0.0)[-1], goal,
-                                              fixed["todo"])
+                x1 = rollout(ema, fixed, cosine_grid(n), 0.0)[-1]
+                report[f"mse@{n}"] = distance(x1, goal, fixed["todo"])
             log.report(step=done, **report, seconds_per_update=seconds / len(parts),
-                       teacher_share=in_teacher / seconds)
-            parts, since, in_teacher = [], clock.perf_counter(), 0.0
+                       teacher_share=trajectories.seconds / seconds)
+            parts, since, trajectories.seconds = [], clock.perf_counter(), 0.0
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
             save_state(out / "last.pt", done, student, ema, optimiser, **settings)
             save_checkpoint(out / "student.pt", bundle)
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
-    final_table(teacher, ema, fixed, sorted(a.steps), w, b.s, device, out)
+    final_table(teacher, ema, fixed, sorted(a.steps), w, corpus.s, device, out)
     print(f"wrote {out / 'student.pt'}; hear it: python sample.py --ckpt {out / 'student.pt'} --text \"...\"")
 
 

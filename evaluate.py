@@ -2,8 +2,8 @@
 similarity.
 
     pip install pocketsphinx resemblyzer webrtcvad-wheels
-    python evaluate.py                                        the shipped checkpoints on eval/, 40 unseen sentences
-    python evaluate.py --ckpt teacher.pt --data DIR --held    on the held-out part of DIR
+    python evaluate.py                                       the shipped checkpoints on 40 unseen sentences
+    python evaluate.py --ckpt teacher.pt --data DIR --held   on the held-out part of DIR
 
 Each sentence is spoken with the ready voice of its recording's speaker and with predicted durations. The
 recogniser is weak, so its figure means something only beside that of copy synthesis (recording -> mel ->
@@ -141,7 +141,7 @@ def main():
                 soundfile.write(out / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{k}.wav",
                                 np.clip(wavs[k], -1, 1), s.rate)
 
-        print("| system | word error rate | nearest to own voice | cosine to own / other |\n|---|---|---|---|")
+        print("| system | word error rate | nearest to own voice | cosine own / other |\n|---|---|---|---|")
         report("recording", None, [load_audio(paths[corpus.names[i]], s) for i in chosen])
         report("copy synthesis", [corpus.mel(i) for i in chosen])
         for path, b in zip(a.ckpt, bundles):

@@ -103,7 +103,7 @@ def pick_device(name):
     """
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name != "auto" and not have.get(name.split(":")[0], False):
-        raise BadInput(f"--device {name}: not available here; use auto or {', '.join(filter(have.get, have))}")
+        raise BadInput(f"--device {name}: not available here; use {' or '.join(filter(have.get, have))}")
     picked = next(k for k in have if have[k]) if name == "auto" else name
     threads = f"{torch.get_num_threads()} threads"
     print(f"device: {picked} ({torch.cuda.get_device_name() if picked.startswith('cuda') else threads})")
@@ -195,7 +195,7 @@ def encode_checked(text, vocab, flag):
     if dropped:
         print(f"{flag}: characters the checkpoint does not know, dropped: {' '.join(sorted(dropped))}")
     if not any(vocab[i - 1].isalpha() for i in ids.tolist()):
-        raise BadInput(f"{flag} {text[:30]!r}: nothing in it that it can say; this checkpoint knows {vocab!r}")
+        raise BadInput(f"{flag} {text[:30]!r}: nothing to say; this checkpoint knows {vocab!r}")
     return ids
 
 
@@ -297,8 +297,8 @@ def plot_mels(rows, path):
     fig, axes = plt.subplots(len(rows), 1, figsize=(11, 2.1 * len(rows)), squeeze=False,
                              constrained_layout=True)
     for ax, (title, mel) in zip(axes[:, 0], rows):
-        ax.imshow(mel.float().cpu().T, origin="lower", aspect="auto", interpolation="nearest", vmin=-2.5,
-                  vmax=3)
+        ax.imshow(mel.float().cpu().numpy().T, origin="lower", aspect="auto", interpolation="nearest",
+                  vmin=-2.5, vmax=3)
         ax.set_title(title, fontsize=9, loc="left")
         ax.set_ylabel("mel band", fontsize=8)
     axes[-1, 0].set_xlabel("frame")

@@ -45,8 +45,8 @@ def ema_update(ema, net, step, decay):
 
 
 def generator(seed, step):
-    """Random numbers of one update, from (seed, step): a resumed run draws what the uninterrupted one would.
-    """
+    """Random numbers of one update, from (seed, step): a resumed run draws the same."""
+    torch.manual_seed(seed * 1_000_003 + step)                                    # what dropout draws from
     return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
@@ -250,51 +250,49 @@ def arguments():
     return p.parse_args()
 
 
+def build(a, device):
+    """The corpus, the network to train, its average, and the Bundle around the average that will be saved."""
+    init = load_checkpoint(a.init) if a.init else None
+    if init and init.contract["kind"] != "teacher":
+        raise BadInput(f"--init {a.init}: holds a student; expected a checkpoint of teacher.py")
+    s = init.s if init else MelSettings()
+    corpus = prepare(a.data, s, init.vocab if init else None, a.cache)
+    V = len(corpus.vocab)
+    torch.manual_seed(a.seed)
+    dit = init.model if init else DiT(DiTConfig(vocab=V, mels=s.n_mels, **SIZES[a.size]))
+    net = torch.nn.ModuleDict(dict(dit=dit, duration=init.duration if init else DurationPredictor(V)))
+    ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
+    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=a.cfg, iters=a.max_iters)
+    bundle = Bundle(ema["dit"], ema["duration"], s, corpus.vocab, corpus.gauss, pick_voices(corpus), contract,
+                    vars(a))
+    total, conditioning = count_parameters(dit)
+    print(f"{a.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held out, "
+          f"{len(corpus.skipped)} skipped; {total:,} parameters, {conditioning:,} of them condition on time")
+    return corpus, net, ema, bundle
+
+
 def main():
     a = arguments()
     device = pick_device(a.device)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    start_from = load_checkpoint(a.init) if a.init else None
-    s = start_from.s if start_from else MelSettings()
-    corpus = prepare(a.data, s, start_from.vocab if start_from else None, a.cache)
-    torch.manual_seed(a.seed)
-    if start_from:
-        net = torch.nn.ModuleDict(dict(dit=start_from.model, duration=start_from.duration)).train()
-    else:
-        V = len(corpus.vocab)
-        net = torch.nn.ModuleDict(dict(dit=DiT(DiTConfig(vocab=V, mels=s.n_mels, **SIZES[a.size])),
-                                       duration=DurationPredictor(V)))
-    net.to(device)
-    ema = copy.deepcopy(net).requires_grad_(False)
+    corpus, net, ema, bundle = build(a, device)
     optimiser = torch.optim.AdamW(net.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.01)
     settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed,
                     batch_frames=a.batch_frames)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
-    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=a.cfg, iters=a.max_iters)
-    bundle = Bundle(ema["dit"], ema["duration"], s, corpus.vocab, corpus.gauss, pick_voices(corpus), contract,
-                    vars(a))
-    total, conditioning = count_parameters(net["dit"])
-    print(f"{a.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held out, "
-          f"{len(corpus.skipped)} skipped; {total:,} parameters, {conditioning:,} of them condition on time")
-
-    def save(step):
-        save_state(out / "last.pt", step, net, ema, optimiser, **settings)
-        save_checkpoint(out / "teacher.pt", bundle)
-
     log, interrupt, fixed = Log(out / "log.csv", first), Interrupt(), held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), first, None)
     since, running = clock.perf_counter(), []
-    for step in tqdm(range(first, a.max_iters), initial=first, total=a.max_iters, desc="teacher",
-                     disable=None):
+    for step in tqdm(range(first, a.max_iters), "teacher", initial=first, total=a.max_iters, disable=None):
         g = generator(a.seed, step)
         batch = infill(collate(corpus, [corpus.train[i] for i in next(order)]), g, a.p_noref, a.p_nothing)
         t = torch.rand(len(batch["mel"]), generator=g).to(device)
         batch = {k: v.to(device) for k, v in batch.items()}
         flow = cfm_loss(net["dit"], batch, t)
         duration = net["duration"].loss(batch["text"], batch["durations"])
-        norm = optimise(flow + duration, net, optimiser, learning_rate(step, a.lr, a.warmup, a.max_iters),
-                        step)
+        lr = learning_rate(step, a.lr, a.warmup, a.max_iters)
+        norm = optimise(flow + duration, net, optimiser, lr, step)
         ema_update(ema, net, step, a.ema)
         running.append((flow.detach(), duration.detach(), norm))
 
@@ -307,7 +305,8 @@ def main():
                        held_duration_loss=duration, seconds_per_update=seconds)
             since, running = clock.perf_counter(), []
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
-            save(done)
+            save_state(out / "last.pt", done, net, ema, optimiser, **settings)
+            save_checkpoint(out / "teacher.pt", bundle)
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt

@@ -606,9 +606,9 @@ def test_help(module, capsys):
 
 @pytest.mark.parametrize("flags, words", [
     (["--steps", 0], "one of 1, 2, 4"), (["--steps", 3], "one of 1, 2, 4"), (["--cfg", "nan"], "--cfg nan"),
-    (["--text", "   "], "nothing in it"), (["--text", ""], "nothing in it"),
-                                          (["--text", "\u4f60\u597d"], "nothing in it"),
-    (["--text", "\U0001f600"], "nothing in it"),
+    (["--text", "   "], "nothing to say"), (["--text", ""], "nothing to say"),
+                                          (["--text", "\u4f60\u597d"], "nothing to say"),
+    (["--text", "\U0001f600"], "nothing to say"),
                                           (["--device", "cuda:0" if not torch.cuda.is_available() else "tpu"],
                                            "--device"),
     (["--voice", "nobody"], "this checkpoint has"), (["--prompt", "x.wav"], "go together"),
@@ -673,6 +673,14 @@ def test_requirements_are_the_imports():
     required = {re.split(r"[=<>~ ]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()
                 if line.strip() and not line.startswith("#")}
     assert imported == required
+
+
+def test_the_readmes_paper_to_code_map_points_at_the_right_lines():
+    links = re.findall(r"\[`([^`]+)`\]\((\w+\.py)#L(\d+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    for snippet, file, line in links:
+        there = (ROOT / file).read_text().splitlines()[int(line) - 1]
+        assert snippet in there, f"{file}:{line} is not {snippet}"
 
 
 def test_leaves_import_nothing_local():
