@@ -11,6 +11,7 @@ Shapes: B batch, T mel frames, L characters, M mel bands, C cepstral features, V
 """
 import argparse
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -61,8 +62,7 @@ def _complain(problem):
 
 @dataclass(frozen=True)
 class MelSettings:
-    """How audio becomes a mel spectrogram. Every checkpoint carries one of these, so nothing is assumed
-    twice.
+    """How audio becomes a mel spectrogram. Every checkpoint carries one, so nothing is assumed twice.
 
     The defaults are the convention of microsoft/speecht5_hifigan (log10 of a Slaney-scaled magnitude mel),
     with a higher floor: at its 1e-10, digital silence would lie 6 decades under speech and dominate every
@@ -78,11 +78,11 @@ class MelSettings:
     norm: str = "slaney"    # area normalisation of the filters: "slaney" or "" for none
     log: str = "log10"      # "log10" or "ln"
     floor: float = 1e-4     # magnitudes under this count as silence
-    mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance on speech, because
-    # load_audio brings every recording to the same level; x0 ~ N(0, I) then matches x1's scale
-    std: float = 0.9
+    mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance, like x0 ~ N(0, I):
+    std: float = 0.9        # load_audio brings every recording to the same level
 
 
+@functools.lru_cache
 def filterbank(s):
     """Mel filters of settings s, (M, n_fft / 2 + 1) float32 tensor."""
     filters = librosa.filters.mel(sr=s.rate, n_fft=s.n_fft, n_mels=s.n_mels, fmin=s.fmin, fmax=s.fmax,
@@ -91,9 +91,7 @@ def filterbank(s):
 
 
 def mel_spectrogram(wav, s):
-    """Audio (samples,) in [-1, 1] at s.rate -> normalised log mel (T, M), T = samples // hop + 1. The one mel
-    function.
-    """
+    """Audio (samples,) in [-1, 1] -> normalised log mel (T, M), T = samples // hop + 1. The only mel."""
     wav = torch.as_tensor(wav, dtype=torch.float32)
     spec = torch.stft(wav, s.n_fft, s.hop, window=torch.hann_window(s.n_fft), center=True, pad_mode="reflect",
                       return_complex=True).abs()                                  # (n_fft / 2 + 1, T)
@@ -103,27 +101,22 @@ def mel_spectrogram(wav, s):
 
 
 def log_mel(mel, s):
-    """Undo the normalisation: model units (T, M) -> log mel in the units of s.log, what a neural vocoder
-    expects.
-    """
+    """Undo the normalisation: model units (T, M) -> log mel in the units of s.log, as vocoders expect it."""
     return mel * s.std + s.mean
 
 
 def griffin_lim(mel, s, n_iter=60):
-    """Normalised log mel (T, M) -> audio (samples,) float32 by pseudo-inverse and Griffin-Lim; needs no
-    weights.
-    """
-    log = log_mel(mel.float().cpu(), s).clamp(max=3.0)  # no overflow from a wild network
+    """Normalised log mel (T, M) -> audio (samples,) float32: pseudo-inverse, Griffin-Lim, no weights."""
+    log = log_mel(mel.float().cpu(), s).clamp(max=3.0)                            # never an overflow
     magnitude = 10 ** log if s.log == "log10" else log.exp()
-    magnitude = magnitude * (magnitude > 2 * s.floor)  # the floor is silence, not hiss
+    magnitude = magnitude * (magnitude > 2 * s.floor)                             # the floor is silence
     spec = (torch.linalg.pinv(filterbank(s)) @ magnitude.T).clamp(min=0)          # (n_fft / 2 + 1, T)
     wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=s.hop, n_fft=s.n_fft, random_state=0)
     return wav.astype(np.float32)
 
 
 def load_audio(path, s, level=0.1):
-    """Any soundfile format, rate and channel count -> mono (samples,) float32 at s.rate, scaled to RMS
-    `level`.
+    """Any soundfile format, rate and channel count -> mono (samples,) at s.rate, its RMS set to level.
 
     Raises BadInput, naming the file, when it is missing, unreadable, silent or shorter than one FFT window.
     """
@@ -147,9 +140,9 @@ def load_audio(path, s, level=0.1):
 # ---------------------------------------------------------------------------------------------------- text
 
 ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint",
-                 "prof": "professor",
-                 "capt": "captain", "col": "colonel", "gen": "general", "lt": "lieutenant", "rev": "reverend",
-                 "hon": "honorable", "jr": "junior", "co": "company", "vs": "versus", "etc": "et cetera"}
+                 "prof": "professor", "capt": "captain", "col": "colonel", "gen": "general",
+                 "lt": "lieutenant", "rev": "reverend", "hon": "honorable", "jr": "junior", "co": "company",
+                 "vs": "versus", "etc": "et cetera"}
 SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "=": " equals ", "@": " at ",
            "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2014": ", ", "\u2013": ", ",
            "\u2026": "."}
@@ -161,25 +154,24 @@ def normalise(text):
     for symbol, spoken in SYMBOLS.items():
         text = text.replace(symbol, spoken)
     text = re.sub(r"\b(" + "|".join(ABBREVIATIONS) + r")\.", lambda m: ABBREVIATIONS[m[1]], text)
-    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: m[1] + (" dollar " if m[1] == "1" else " dollars "),
-                  text)
+    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: f"{m[1]} dollar{'s' * (m[1] != '1')}", text)
     text = re.sub(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?", lambda m: " " + _spoken_number(m[0]) + " ", text)
     return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
 
 
 def _spoken_number(token):
     digits = token.rstrip("stndrh,").replace(",", "")
-    if len(digits) > 15:  # a serial number, not a quantity
+    if len(digits) > 15:                                                          # a serial number
         return " ".join(num2words(int(d)) for d in digits if d.isdigit())
-    year = "," not in token and len(digits) == 4 and digits[:2] not in ("10", "20")
+    if "." in digits:
+        return num2words(float(digits)).replace("-", " ")
+    year = "," not in token and 1100 <= int(digits) <= 1999
     kind = "ordinal" if token[-1].isalpha() else "year" if year else "cardinal"
-    spoken = num2words(float(digits) if "." in digits else int(digits), to=kind)
-    return spoken.replace(" and ", " ").replace("-", " ").replace(",", "")        # as American voices read it
+    return num2words(int(digits), to=kind).replace(" and ", " ").replace("-", " ").replace(",", "")
 
 
 def encode(text, vocab):
-    """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the set of characters that vocab
-    lacks.
+    """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the characters that vocab lacks.
 
     A space at each end gives the silence before and after the sentence a character of its own.
     """
@@ -217,10 +209,11 @@ def find_utterances(folder):
             if side is None:
                 skipped.append((name, "no .normalized.txt, .txt or .lab beside it"))
                 continue
-            parents = path.relative_to(folder).parts[:-1]
-            speaker = parents[0] if parents else ""
-            found.append((name, path, side.read_text(encoding="utf-8-sig", errors="replace").strip(),
-                          speaker))
+            libritts = side.name.endswith(".normalized.txt")                      # speaker/chapter/file
+            home = path.parents[1] if libritts else path.parent
+            speaker = home.name if home.is_relative_to(folder) and home != folder else ""
+            text = side.read_text(encoding="utf-8-sig", errors="replace").strip()
+            found.append((name, path, text, speaker))
     if not found:
         reason = f" ({len(skipped)} skipped, the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise BadInput(f"--data {folder}: no usable recordings{reason}; expected metadata.csv (id|text) and "
@@ -229,8 +222,7 @@ def find_utterances(folder):
 
 
 def read_metadata(table, speaker):
-    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM and CRLF are fine.
-    """
+    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM, CRLF are fine."""
     rows, skipped, seen = [], [], set()
     files = {p.stem: p for p in sorted((table.parent / "wavs").glob("*")) if p.suffix.lower() in AUDIO}
     lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -255,8 +247,7 @@ def read_metadata(table, speaker):
 
 
 def cepstra(mel, n=14):
-    """Normalised log mel (T, M) -> n cepstra (DCT-II, utterance mean removed) and their slopes, (T, C = 2 n).
-    """
+    """Normalised log mel (T, M) -> n cepstra (DCT-II, utterance mean removed) and slopes, (T, C = 2 n)."""
     T, M = mel.shape
     k, m = torch.arange(n)[:, None], torch.arange(M)[None, :]
     dct = torch.cos(torch.pi * k * (m + 0.5) / M) * (2 / M) ** 0.5                # (n, M)
@@ -269,8 +260,7 @@ def cepstra(mel, n=14):
 def viterbi(score, T, L):
     """Best monotonic path through score (B, T, L), at least one frame a character -> durations (B, L) int64.
 
-    T, L: (B,) valid frames and characters of each item, L <= T. All items advance together, one frame at a
-    time.
+    T, L: (B,) valid frames and characters of each item, L <= T. All items advance together, frame by frame.
     """
     B, frames, chars = score.shape
     best = torch.full((B, chars), -1e30)
@@ -282,7 +272,7 @@ def viterbi(score, T, L):
         best = torch.maximum(move, best) + score[:, t]
     here, rows = L - 1, torch.arange(B)
     durations = torch.zeros(B, chars, dtype=torch.long)
-    for t in range(frames - 1, -1, -1):  # walk back from each item's own end
+    for t in range(frames - 1, -1, -1):                                           # back from its own end
         inside = t < T
         durations[rows, here] += inside
         here = here - (moved[t, rows, here] & inside).long()
@@ -292,8 +282,7 @@ def viterbi(score, T, L):
 def align_batch(features, ids, gauss):
     """Durations of texts ids [(L,)] on features [(T, C)] under one diagonal Gaussian per character -> [(L,)].
 
-    gauss: {"mean", "var"}, each (V + 1, C). Quadratic form expanded into two products, so no (T, V, C)
-    tensor.
+    gauss: {"mean", "var"}, each (V + 1, C). The quadratic form is two products, so no (T, V, C) tensor.
     """
     T, L = torch.tensor([len(f) for f in features]), torch.tensor([len(i) for i in ids])
     x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)               # (B, T, C)
@@ -314,8 +303,7 @@ def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
     """
     lengths = [len(features(i)) for i in range(len(ids))]
     order = sorted(range(len(ids)), key=lambda i: lengths[i])
-    durations = [torch.bincount(torch.arange(T) * len(t) // T, minlength=len(t)) for T,
-                 t in zip(lengths, ids)]
+    durations = [torch.bincount(torch.arange(T) * len(i) // T) for T, i in zip(lengths, ids)]
     gauss = None
     for _ in tqdm(range(rounds), desc="align", leave=False, disable=None):
         count, s1, s2 = torch.zeros(vocab_size + 1, 1), 0.0, 0.0
@@ -324,7 +312,7 @@ def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
             count.index_add_(0, char, torch.ones(len(char), 1))
             s1 = s1 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f)
             s2 = s2 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f ** 2)
-        overall = (s2.sum(0) - s1.sum(0) ** 2 / count.sum()) / count.sum()  # (C,) variance of everything
+        overall = (s2.sum(0) - s1.sum(0) ** 2 / count.sum()) / count.sum()        # (C,) of everything
         seen = count.clamp(min=1)
         mean = s1 / seen
         var = torch.where(count > 1, s2 / seen - mean ** 2, overall).clamp(min=0) + 0.02 * overall + 1e-6
@@ -362,8 +350,7 @@ class Corpus:
                                 shape=(int(self.frames.sum()), self.s.n_mels))
         held = [i for i, t in enumerate(self.texts) if zlib.crc32(t.encode()) % 100 < 4]
         self.held = held or list(range(len(self.texts)))[-1:]
-        # a corpus of one utterance
-        self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held
+        self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held     # one: it is both
 
     def mel(self, i):
         """Normalised log mel of utterance i, (T, M) float32."""
@@ -385,7 +372,7 @@ def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
     """
     found, skipped = find_utterances(folder)
     stamp = [(n, str(p), t, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, _ in found]
-    key = hashlib.sha256(json.dumps([asdict(s), vocab, stamp, skipped, 1]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([asdict(s), vocab, stamp, skipped, 2]).encode()).hexdigest()[:16]
     target = Path(cache) / f"{Path(folder).resolve().name}-{key}"
     if not (target / "index.json").is_file():
         Path(cache).mkdir(parents=True, exist_ok=True)
@@ -432,9 +419,10 @@ def _build(found, skipped, s, vocab, out, folder):
                        f"{skipped[0][0]}: {skipped[0][1]}")
     memory = np.memmap(out / "mel.f16", np.float16, "r", shape=(sum(frames), s.n_mels))
     start = np.cumsum(frames) - frames
-    durations, gauss = align_corpus(
-        lambda i: cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32))), ids,
-                                    len(vocab))
+
+    def features(i):
+        return cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32)))
+    durations, gauss = align_corpus(features, ids, len(vocab))
     np.savez(out / "arrays.npz", frames=np.array(frames), chars=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).numpy(), durations=torch.cat(durations).numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
@@ -447,22 +435,19 @@ def _build(found, skipped, s, vocab, out, folder):
 
 
 def batch_indices(frames, max_frames, seed):
-    """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames
-    each.
+    """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames.
 
-    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same
-    batches.
+    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same ones.
     """
     g = torch.Generator().manual_seed(seed)
     while True:
-        # new neighbours each epoch
-        jitter = frames.float() * (1 + 0.1 * torch.rand(len(frames), generator=g))
-        batches, batch = [], []
-        for i in jitter.argsort().tolist():
-            longest = max([int(frames[j]) for j in batch] + [int(frames[i])])
+        jitter = 1 + 0.1 * torch.rand(len(frames), generator=g)                   # new neighbours each epoch
+        batches, batch, longest = [], [], 0
+        for i in (frames * jitter).argsort().tolist():
+            longest = max(longest, int(frames[i]))
             if batch and longest * (len(batch) + 1) > max_frames:
                 batches.append(batch)
-                batch = []
+                batch, longest = [], int(frames[i])
             batch.append(i)
         batches.append(batch)
         for b in torch.randperm(len(batches), generator=g).tolist():
@@ -472,8 +457,7 @@ def batch_indices(frames, max_frames, seed):
 def collate(corpus, items):
     """Utterance numbers -> batch of padded tensors; padding is 0 and mask says what is real.
 
-    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): which character a frame
-    speaks.
+    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): each frame's character.
     """
     pad = torch.nn.utils.rnn.pad_sequence
     durations = [corpus.durations[i] for i in items]
@@ -497,8 +481,7 @@ DOWNLOADS = {"ljspeech": ("https://data.keithito.com/data/speech/LJSpeech-1.1.ta
 
 
 def download(url, sha256, folder):
-    """Fetch an archive into folder, continuing a partial file, check its SHA-256, unpack it there -> folder.
-    """
+    """Fetch an archive into folder (continuing a partial file), check its SHA-256, unpack it -> folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     archive, part = folder / url.rsplit("/", 1)[-1], folder / (url.rsplit("/", 1)[-1] + ".part")
@@ -507,15 +490,14 @@ def download(url, sha256, folder):
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
             with urllib.request.urlopen(request) as reply:
-                resumed = reply.status == 206  # 200: the server starts over
-                total = int(reply.headers.get("Content-Length", 0)) + (have if resumed else 0)
-                with open(part, "ab" if resumed else "wb") as file, tqdm(
-                        total=total, initial=have if resumed else 0, unit="B", unit_scale=True,
-                                                                         disable=None) as bar:
+                have = have if reply.status == 206 else 0                         # 200: it starts over
+                total = int(reply.headers.get("Content-Length", 0)) + have
+                with open(part, "ab" if have else "wb") as file, tqdm(
+                        total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
                     while chunk := reply.read(1 << 20):
                         bar.update(file.write(chunk))
         except OSError as problem:
-            if getattr(problem, "code", None) != 416:  # 416: the partial file is complete
+            if getattr(problem, "code", None) != 416:                             # 416: nothing is missing
                 raise BadInput(f"{url}: download failed ({problem}); run it again to continue") from None
         digest = hashlib.sha256()
         with open(part, "rb") as file:
@@ -526,7 +508,7 @@ def download(url, sha256, folder):
             raise BadInput(f"{url}: checksum {digest.hexdigest()[:9]}, not {sha256[:9]}; deleted, try again")
         os.replace(part, archive)
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")  # refuses paths outside folder
+        tar.extractall(folder, filter="data")                                     # no path leaves folder
     return folder
 
 

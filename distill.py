@@ -25,8 +25,7 @@ from data import BadInput, batch_indices, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
 from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
-                     optimise,
-                     rollout, save_state)
+                     optimise, rollout, save_state)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -75,18 +74,14 @@ METHODS = {
 
 
 def teacher_grid(steps, at_least=10):
-    """Step counts -> (K, I): teacher steps K, the fewest from 10 up that every n divides, and I kept
-    intervals.
-    """
+    """Step counts -> (K, I): teacher steps K, the fewest from 10 up that every n divides; intervals I."""
     I = math.lcm(*steps)
     return I * math.ceil(at_least / I), I
 
 
 @torch.no_grad()
 def teacher_states(teacher, batch, steps, w):
-    """Add to a batch with x0 the guided teacher's states X at I + 1 shared interval ends, and their times
-    grid (I + 1,).
-    """
+    """Add the guided teacher's states X (I + 1, B, T, M) from x0, and the interval ends grid (I + 1,)."""
     K, I = teacher_grid(steps)
     grid = cosine_grid(K).to(batch["x0"].device)
     states = rollout(teacher, batch, grid, w)                                     # (K + 1, B, T, M)

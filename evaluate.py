@@ -54,7 +54,7 @@ def recognise(wav):
     return words(decoder.hyp().hypstr) if decoder.hyp() else []
 
 
-def copy_and_encode(job):
+def decode(job):
     """(mel, settings) -> audio; a function of its own so that workers can run it."""
     return griffin_lim(*job)
 
@@ -62,19 +62,15 @@ def copy_and_encode(job):
 def score(pool, mels, s, texts):
     """Mels -> (word error rate over all words, audio of each)."""
     torch.set_num_threads(1)
-    wavs = list(tqdm(pool.imap(copy_and_encode, [(m, s) for m in mels]), total=len(mels), leave=False,
-                     disable=None))
+    wavs = list(tqdm(pool.imap(decode, [(m, s) for m in mels]), total=len(mels), leave=False, disable=None))
     heard = pool.map(recognise, wavs)
     errors = sum(word_errors(words(t), h) for t, h in zip(texts, heard))
     return errors / sum(len(words(t)) for t in texts), wavs
 
 
 def nearest_voice(encoder, wavs, speakers, anchors):
-    """Audio of each -> (share nearest to its own speaker's anchor, mean cosine to own, mean cosine to the
-    others).
-    """
+    """Audio of each -> (share nearest to its own speaker's anchor, mean cosine to own, and to the others)."""
     names = list(anchors)
-    # (U, voices)
     cosines = np.array([[encoder.embed_utterance(w) @ anchors[n] for n in names] for w in wavs])
     own = np.array([[n == s for n in names] for s in speakers])
     nearest = np.array(names)[cosines.argmax(1)] == np.array(speakers)

@@ -1,12 +1,10 @@
-"""The network: a diffusion transformer (DiT) for mel spectrograms, teacher and student alike. Imports nothing
-local.
+"""The network: a diffusion transformer (DiT) for mels, teacher and student alike. Imports nothing local.
 
 ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
 x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
 
 THE SWITCH is DiTConfig.time:
-    "adaln"  continuous t -> timestep MLP -> a scale, shift and gate for every LayerNorm (adaLN-Zero; the
-    teacher)
+    "adaln"  continuous t -> timestep MLP -> scale, shift and gate of every branch (adaLN-Zero; the teacher)
     "step"   plain affine LayerNorm; one learned vector per step count n (DSFlow's student)
 fold() turns the first into the second exactly, at one t.
 
@@ -36,13 +34,13 @@ class DiTConfig:
     text_blocks: int = 4
     time: str = "adaln"         # the switch: "adaln" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
-    token: str = "add"  # "step" only: "add" the vector to every frame, or "prepend" it as one more frame
+    token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as a frame
 
 
 SIZES = {
     "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3M: trains on two CPU cores
     "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 20M: one GPU, minutes
-    "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),  # the paper's depth, width and heads
+    "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's shape
 }
 
 
@@ -55,9 +53,7 @@ def masked(x, mask):
 
 
 class ConvNeXtV2(nn.Module):
-    """ConvNeXt-V2 block over the sequence (Woo et al. 2023), as F5-TTS uses it for text. (B, L, E) -> (B, L,
-    E).
-    """
+    """ConvNeXt-V2 block (Woo et al. 2023) over text, as in F5-TTS. (B, L, E) -> (B, L, E)."""
 
     def __init__(self, dim):
         super().__init__()
@@ -93,9 +89,7 @@ class TextEncoder(nn.Module):
 
 
 class ConvPosition(nn.Module):
-    """Positions from content: two grouped convolutions of 31 frames, added to the input. (B, T, D) -> (B, T,
-    D).
-    """
+    """Positions from content: two grouped convolutions of 31 frames, added. (B, T, D) -> (B, T, D)."""
 
     def __init__(self, dim):
         super().__init__()
@@ -139,9 +133,7 @@ class Attention(nn.Module):
 
 
 class TimestepMLP(nn.Module):
-    """Continuous t (B,) in [0, 1] -> embedding (B, D). Sinusoids of 1000 t, as in F5-TTS (sines first, 127
-    intervals).
-    """
+    """Continuous t (B,) in [0, 1] -> embedding (B, D), from sinusoids of 1000 t as in F5-TTS."""
 
     def __init__(self, dim):
         super().__init__()
@@ -155,9 +147,7 @@ class TimestepMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block. adaLN-Zero: t sets scale, shift and gate of both branches; step: plain pre-LN with
-    affine norms.
-    """
+    """Transformer block. adaln: t sets scale, shift and gate of both branches; step: pre-LN, affine norms."""
 
     def __init__(self, c):
         super().__init__()
@@ -272,8 +262,7 @@ def fold(teacher, steps, t=0.0, token="add"):
     """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero.
 
     adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
-    and gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how the student
-    starts.]
+    and gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how to start]
     """
     c = replace(teacher.config, time="step", steps=tuple(steps), token=token)
     student = DiT(c).to(teacher.proj_out.weight)
@@ -304,7 +293,7 @@ class DurationPredictor(nn.Module):
 
     def __init__(self, vocab, dim=128, blocks=3):
         super().__init__()
-        self.text = TextEncoder(vocab, dim, blocks, dropout=0.3)               # else it learns an hour by heart
+        self.text = TextEncoder(vocab, dim, blocks, dropout=0.3)           # else it learns an hour by heart
         self.out = nn.Linear(dim, 1)
 
     def forward(self, text):
@@ -317,8 +306,6 @@ class DurationPredictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, text, speed=1.0):
-        """Whole frames per character (B, L) int64, at least 1 on characters, 0 on padding; speed > 1 is
-        faster.
-        """
-        frames = (self(text).exp() / speed).round().clamp(1, 120).long()  # 120 frames: a pause of two seconds
+        """Whole frames per character (B, L) int64, 1 to 120 (two seconds), padding 0; speed 2 halves them."""
+        frames = (self(text).exp() / speed).round().clamp(1, 120).long()
         return frames * (text > 0)

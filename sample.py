@@ -69,15 +69,14 @@ def save_atomic(path, content):
 
 
 def load_file(path, kind="dsflow-1"):
-    """torch.load of tensors and plain values only (no code can run) -> the dict, checked to be of our format.
-    """
+    """torch.load of tensors and plain values only (no code can run) -> the dict, of our format."""
     hint = "expected a checkpoint written by teacher.py or distill.py"
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; {hint}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # torch raises many types: truncated zip, pickled code, not a zip
-        code = "nsupported" in str(problem)     # "Unsupported global": the pickle wants to call something
+    except Exception as problem:                                                  # torch raises many types
+        code = "nsupported" in str(problem)                                       # ... global: a call
         reason = "holds more than tensors and values, refused" if code else "truncated or not a checkpoint"
         raise BadInput(f"{path}: {reason}; {hint}") from None
     if not isinstance(content, dict) or content.get("format") != kind:
@@ -93,14 +92,11 @@ def load_checkpoint(path, device="cpu"):
     model.load_state_dict({k: v.float() for k, v in c["model"].items()})
     duration.load_state_dict({k: v.float() for k, v in c["duration"].items()})
     return Bundle(model.to(device).eval(), duration.to(device).eval(), MelSettings(**c["mel"]), c["vocab"],
-                  c["gauss"],
-                  c["voices"], c["contract"], c["config"])
+                  c["gauss"], c["voices"], c["contract"], c["config"])
 
 
 def pick_device(name):
-    """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error, not a
-    fallback.
-    """
+    """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error."""
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name != "auto" and not have.get(name.split(":")[0], False):
         raise BadInput(f"--device {name}: not available here; use {' or '.join(filter(have.get, have))}")
@@ -114,9 +110,7 @@ def pick_device(name):
 
 
 def cosine_grid(n):
-    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). Every m-th point of n m steps is
-    that of n.
-    """
+    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). That of n m contains it."""
     t = 1 - torch.cos(torch.pi * torch.arange(n + 1, dtype=torch.float64) / (2 * n))
     t[-1] = 1.0
     return t.float()
@@ -131,17 +125,14 @@ GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid}
 
 
 def noise(seed, lengths, mels, first=0):
-    """x0 (B, T, M), item i drawn from (seed, first + i) on the CPU: the same in any batch and on any device.
-    """
+    """x0 (B, T, M), item i drawn from (seed, first + i) on the CPU: the same in any batch, on any device."""
     items = [torch.randn(int(T), mels, generator=torch.Generator().manual_seed(seed * 1_000_003 + first + i))
              for i, T in enumerate(lengths)]
     return torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
 
 
 def conditions(model, text, align, ref, w=1.0):
-    """The condition (ref, h) and the unconditional (0, h of no text) that guidance contrasts it with; None at
-    w = 0.
-    """
+    """The condition (ref, h), and what guidance contrasts it with: (0, h of no text), or None at w = 0."""
     cond = ref, model.embed_text(text, align)
     if w == 0:
         return cond, None
@@ -150,9 +141,7 @@ def conditions(model, text, align, ref, w=1.0):
 
 
 def guided_velocity(model, x, time, cond, null, w, mask=None):
-    """v = v_c + w (v_c - v_u): one network call at w = 0, two above. The only place where guidance is
-    computed.
-    """
+    """v = v_c + w (v_c - v_u): one network call at w = 0, two above. Guidance is computed only here."""
     v_c = model(x, time, *cond, mask)                                             # (B, T, M)
     return v_c if w == 0 else v_c + w * (v_c - model(x, time, *null, mask))
 
@@ -178,8 +167,7 @@ def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None):
 
 
 def make_voice(b, path, text):
-    """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned here.
-    """
+    """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
     mel = mel_spectrogram(load_audio(path, b.s), b.s)
     ids = encode_checked(text, b.vocab, "--prompt_text")
     if not len(ids) <= len(mel) <= 15 * b.s.rate / b.s.hop:
@@ -189,8 +177,7 @@ def make_voice(b, path, text):
 
 
 def encode_checked(text, vocab, flag):
-    """encode() for a user's text: says once which characters are dropped, and refuses a text with none left.
-    """
+    """encode() for a user's text: names the characters it drops, and refuses a text with no letter left."""
     ids, dropped = encode(text, vocab)
     if dropped:
         print(f"{flag}: characters the checkpoint does not know, dropped: {' '.join(sorted(dropped))}")
@@ -200,14 +187,11 @@ def encode_checked(text, vocab, flag):
 
 
 def sentences(text, longest=160):
-    """Text -> chunks of whole sentences up to `longest` characters; a longer sentence is cut at commas, then
-    spaces.
-    """
+    """Text -> chunks of whole sentences up to `longest` characters; longer ones cut at a comma or space."""
     chunks = []
     for sentence in re.findall(r"\S.*?(?:[.!?;:]+(?=\s)|$)", text.replace("\n", " ")):
         while len(sentence) > longest:
-            cut = max(sentence.rfind(", ", 1, longest) + 1, 0) or max(sentence.rfind(" ", 1, longest),
-                                                                      0) or longest
+            cut = sentence.rfind(", ", 1, longest) + 1 or sentence.rfind(" ", 1, longest) + 1 or longest
             chunks.append(sentence[:cut].strip())
             sentence = sentence[cut:].strip()
         if chunks and len(chunks[-1]) + len(sentence) < longest // 2:
@@ -221,9 +205,8 @@ def sentences(text, longest=160):
 def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=8):
     """Character ids of each text [(L,)] -> their mels [(T, M)], durations predicted; b is a Bundle.
 
-    voice: a prompt (make_voice) that gives the voice and the speaking rate, None for whatever the noise
-    suggests. steps: network steps N; w: guidance; item i's noise comes from (seed, i). grid: (N + 1,), None
-    for b's own.
+    voice: a prompt (make_voice) that gives voice and speaking rate, None for whatever the noise suggests.
+    steps: network steps N; w: guidance; item i's noise comes from (seed, i). grid: (N + 1,), None: b's own.
     """
     device = b.model.proj_out.weight.device
     grid = GRIDS[b.contract["grid"]](steps) if grid is None else grid
@@ -269,9 +252,7 @@ def check_steps(b, steps, w):
 
 
 def load_vocoder(name):
-    """SpeechT5's HiFi-GAN from a local folder or hub name -> function from Bundle-normalised mel (T, M) to
-    audio.
-    """
+    """SpeechT5's HiFi-GAN from a local folder or hub name -> a function like griffin_lim."""
     try:
         from transformers import SpeechT5HifiGan
     except ImportError:

@@ -51,9 +51,7 @@ def generator(seed, step):
 
 
 def optimise(loss, net, optimiser, lr, step, clip=1.0):
-    """Backward, clip, update -> gradient norm. A loss that is not finite stops the run before it reaches the
-    weights.
-    """
+    """Backward, clip, update -> gradient norm. A loss that is not finite stops the run before the weights."""
     if not torch.isfinite(loss):
         raise BadInput(f"the loss is {loss.item()} at update {step}; the last checkpoint is intact: "
                        f"lower --lr (now {lr:.1e}) and use --resume")
@@ -67,9 +65,7 @@ def optimise(loss, net, optimiser, lr, step, clip=1.0):
 
 
 class Log:
-    """A CSV with one row per report, and the same on the screen. Resuming drops rows after the resumed
-    update.
-    """
+    """A CSV with one row per report, and the same on the screen. Resuming drops rows that come again."""
 
     def __init__(self, path, step):
         self.path, self.rows = Path(path), []
@@ -119,9 +115,7 @@ def load_state(path, net, ema, optimiser, expect):
 
 
 def pick_voices(corpus, seconds=3.0):
-    """One training recording of each speaker, nearest to `seconds` long -> the checkpoint's ready voice
-    prompts.
-    """
+    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name."""
     voices = {}
     for speaker in sorted(set(corpus.speakers)):
         mine = [i for i in corpus.train if corpus.speakers[i] == speaker] or corpus.train
@@ -132,11 +126,9 @@ def pick_voices(corpus, seconds=3.0):
 
 
 def held_out(corpus, count, device):
-    """A fixed evaluation batch: up to `count` held-out utterances, one short opening span of each as
-    reference.
+    """A fixed evaluation batch: up to `count` held-out utterances, the first quarter of each as reference.
 
-    -> batch as collate(), with ref (B, T, M), known (B, T), todo (B, T): the frames to generate, and x0 (B,
-    T, M).
+    -> batch as collate() makes it, with ref (B, T, M), known, todo (B, T): frames given, to generate; x0.
     """
     items = corpus.held[:: max(1, len(corpus.held) // count)][:count]
     batch = collate(corpus, items)
@@ -167,8 +159,7 @@ def random_spans(mask, g, shortest=0.7):
 
 
 def infill(batch, g, p_noref, p_nothing):
-    """Draw what an update trains on: known frames, reference, and the items that lose reference or
-    everything.
+    """Draw what an update trains on: known frames, reference, items that lose the reference or everything.
 
     Adds known, ref, todo (see held_out), x0, and drop (B,) bool: no text either, which is guidance's
     unconditional. Items without a reference have the whole utterance to generate.
@@ -183,9 +174,7 @@ def infill(batch, g, p_noref, p_nothing):
 
 
 def cfm_loss(model, batch, t):
-    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2, mean over the frames to
-    fill in.
-    """
+    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2 on frames to fill in."""
     x0, x1 = batch["x0"], batch["mel"]
     x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * x1                     # (B, T, M)
     h = model.embed_text(batch["text"], batch["align"], batch["drop"])            # (B, T, E)
@@ -197,9 +186,7 @@ def cfm_loss(model, batch, t):
 
 
 def evaluate(bundle, batch, w, out, name):
-    """Held-out flow-matching loss at fixed noise and times; mel picture and audio of teacher@10 beside the
-    recording.
-    """
+    """Held-out losses at fixed noise and times; mel picture and audio of teacher@10 beside the recording."""
     t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
     with torch.no_grad():
         flow = cfm_loss(bundle.model,
@@ -228,10 +215,10 @@ def arguments():
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
     add("--init", help="start from this teacher and keep its size and characters: fine-tuning")
-    add("--max_iters", type=int, default=8000, help="updates (default %(default)s)")
+    add("--max_iters", type=int, default=6500, help="updates (default %(default)s)")
     add("--batch_frames", type=int, default=2000,
         help="mel frames per update, padding included (default %(default)s)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (default %(default)s)")
+    add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=200, help="updates of linear warm-up (default %(default)s)")
     add("--ema", type=float, default=0.999,
         help="decay of the weight average that is saved (default %(default)s)")
