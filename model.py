@@ -293,7 +293,7 @@ class DurationPredictor(nn.Module):
 
     def __init__(self, vocab, dim=128, blocks=3):
         super().__init__()
-        self.text = TextEncoder(vocab, dim, blocks, dropout=0.3)           # else it learns an hour by heart
+        self.text = TextEncoder(vocab, dim, blocks, dropout=0.1)
         self.out = nn.Linear(dim, 1)
 
     def forward(self, text):

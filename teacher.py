@@ -219,6 +219,8 @@ def arguments():
     add("--batch_frames", type=int, default=2000,
         help="mel frames per update, padding included (default %(default)s)")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default %(default)s)")
+    add("--duration_iters", type=int, default=1500,
+        help="updates of the duration predictor, which overfits soon after (default %(default)s)")
     add("--warmup", type=int, default=200, help="updates of linear warm-up (default %(default)s)")
     add("--ema", type=float, default=0.999,
         help="decay of the weight average that is saved (default %(default)s)")
@@ -279,7 +281,7 @@ def main():
         flow = cfm_loss(net["dit"], batch, t)
         duration = net["duration"].loss(batch["text"], batch["durations"])
         lr = learning_rate(step, a.lr, a.warmup, a.max_iters)
-        norm = optimise(flow + duration, net, optimiser, lr, step)
+        norm = optimise(flow + duration * (step < a.duration_iters), net, optimiser, lr, step)
         ema_update(ema, net, step, a.ema)
         running.append((flow.detach(), duration.detach(), norm))
 
