@@ -30,38 +30,42 @@ from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, le
 # ------------------------------------------------------------------------------------------------- the method
 
 
-def dsflow_loss(student, batch, n, g, a=0.7, t_mf="uniform", cfg_weight=0.01, p_uncond=0.02):
+def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_uncond=0.02):
     """DSFlow's objective for n steps -> (loss, its parts by name). Batch fields: see teacher_states().
 
-    Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s. Both errors are means over
-    the frames to generate. a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] t_mf ~ U(0, 1) per item
-    (or "mid"), intervals start from the teacher's state, p_uncond is drawn per update.
+    Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s, and supplies one term of
+    Eq. 7, the endpoint with probability a: in expectation the weighted sum, at one network call instead of
+    two. Errors are means over the frames to generate. A part that no item supplied is nan.
+    a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
+    U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
     """
     X, grid, todo = batch["states"], batch["grid"], batch["todo"]  # (I + 1, B, T, M), (I + 1,), (B, T)
     B, stride, items = X.shape[1], (len(grid) - 1) // n, torch.arange(X.shape[1])
     i = torch.randint(n, (B,), generator=g) * stride                              # which interval, per item
     X_s, X_e = X[i, items], X[i + stride, items]                                  # (B, T, M) each
     s, D = grid[i], grid[i + stride] - grid[i]                                    # (B,) each
-    r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full((B,), 0.5,
-                                                                                     device=X.device)
+    end = (torch.rand(B, generator=g) < a).to(X.device)                          # items for the endpoint
+    r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
+    r = r.masked_fill(end, 0)                              # the endpoint term asks at the chord's start, X_s
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
     cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], uncond)
-    D_, r_, zero = D[:, None, None], r[:, None, None], X.new_zeros(())
+    D_, r_ = D[:, None, None], r[:, None, None]
 
-    def v(x, t, condition):  # the step token names n alone; without tokens the network is told t
+    def network(x, t, condition):  # the step token names n alone; without tokens the network is told t
         return student(x, n if student.config.time == "step" else t, *condition, batch["mask"])
-
-    def mse(x, y):
-        return ((x - y) ** 2)[todo].mean()
 
     v_bar = (X_e - X_s) / D_                                                      # Eq. 4  mean velocity
     x_mf = (1 - r_) * X_s + r_ * X_e                                              # Eq. 5  point on the chord
-    v_s = v(X_s, s, cond) if a > 0 or uncond else None
-    L_endpoint = mse(X_s + D_ * v_s, X_e) if a > 0 else zero                      # Eq. 6
-    L_velocity = mse(v(x_mf, s + r * D, cond), v_bar) if a < 1 else zero          # Eq. 6
-    L_dual = a * L_endpoint + (1 - a) * L_velocity                                # Eq. 7
-    L_CFG = mse(v(X_s, s, null), v_s.detach()) if uncond else zero  # weak CFG: keeps v_u near v_c
-    return L_dual + cfg_weight * L_CFG, dict(endpoint=L_endpoint, velocity=L_velocity, cfg=L_CFG)
+    v = network(x_mf, s + r * D, cond)                                            # (B, T, M)
+    endpoint = ((X_s + D_ * v - X_e) ** 2).mean(-1)                               # Eq. 6  (B, T)
+    velocity = ((v - v_bar) ** 2).mean(-1)                                        # Eq. 6  (B, T)
+    L_dual = torch.where(end[:, None], endpoint, velocity)[todo].mean()           # Eq. 7, in expectation
+    L_CFG = X.new_zeros(())
+    if uncond:  # weak CFG: keeps v_u near v_c, so that a little guidance still works
+        L_CFG = ((network(x_mf, s + r * D, null) - v.detach()) ** 2)[todo].mean()
+    parts = dict(endpoint=endpoint[end[:, None] & todo].mean(), cfg=L_CFG,
+                 velocity=velocity[~end[:, None] & todo].mean())
+    return L_dual + cfg_weight * L_CFG, parts
 
 
 METHODS = {
@@ -96,8 +100,8 @@ class Trajectories:
     run makes again only those of its block that it still needs.
     """
 
-    def __init__(self, teacher, corpus, a, w, device, first):
-        self.teacher, self.corpus, self.a, self.w, self.device = teacher, corpus, a, w, device
+    def __init__(self, teacher, corpus, a, device, first):
+        self.teacher, self.corpus, self.a, self.device = teacher, corpus, a, device
         self.made, self.plan, self.seconds = {}, [], 0.0
         batches = batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed)
         self.batches = itertools.islice(batches, first // (a.pool * a.reuse) * a.pool, None)
@@ -113,7 +117,7 @@ class Trajectories:
             g = generator(a.seed + 1, block * a.pool + which)
             batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
             batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
-            self.made[which] = teacher_states(self.teacher, batch, a.steps, self.w)
+            self.made[which] = teacher_states(self.teacher, batch, a.steps, a.cfg)
             self.seconds += clock.perf_counter() - start
         return self.made[which]
 
@@ -191,52 +195,52 @@ def arguments():
         help="--no-tokens: the student keeps the teacher's adaLN and is told t")
     add("--token", choices=["add", "prepend"], default="add", help="how a step token enters (default add)")
     add("--weak_cfg", action=switch, default=True, help="--no-weak_cfg: leave L_CFG out")
-    add("--t_mf", choices=["uniform", "mid"], default="uniform", help="where on the chord (default uniform)")
-    add("--cfg", type=float, help="guidance w inside the target (default: what the teacher recommends)")
-    add("--max_iters", type=int, default=500, help="updates (default %(default)s)")
-    add("--batch_frames", type=int, default=1600,
+    add("--t_mf", choices=["mid", "uniform"], default="mid", help="where on the chord (default mid)")
+    add("--cfg", type=float, default=0.7,
+        help="guidance w inside the target (default %(default)s, the paper's)")
+    add("--max_iters", type=int, default=2100, help="updates (default %(default)s)")
+    add("--batch_frames", type=int, default=800,
         help="mel frames per update, padding included (default %(default)s)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (default %(default)s)")
+    add("--lr", type=float, default=4e-4, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=20, help="updates of linear warm-up (default %(default)s)")
     add("--ema", type=float, default=0.99,
         help="decay of the weight average that is saved (default %(default)s)")
-    add("--reuse", type=int, default=8,
+    add("--reuse", type=int, default=10,
         help="updates made from each teacher trajectory (default %(default)s)")
-    add("--pool", type=int, default=16, help="trajectories kept at a time (default %(default)s)")
-    add("--p_noref", type=float, default=0.2, help="share of items without a reference (default %(default)s)")
-    add("--eval_every", type=int, default=50, help="updates between reports (default %(default)s)")
-    add("--save_every", type=int, default=100, help="updates between checkpoints (default %(default)s)")
+    add("--pool", type=int, default=210, help="trajectories kept at a time (default %(default)s)")
+    add("--p_noref", type=float, default=0.1, help="share of items without a reference (default %(default)s)")
+    add("--eval_every", type=int, default=200, help="updates between reports (default %(default)s)")
+    add("--save_every", type=int, default=200, help="updates between checkpoints (default %(default)s)")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args()
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4")
+    if not 0 <= a.cfg <= 20:
+        raise BadInput(f"--cfg {a.cfg}: expected a number from 0 to 20")
     if a.reuse < 1 or a.pool < 1:
         raise BadInput(f"--reuse {a.reuse} --pool {a.pool}: both at least 1")
     return a
 
 
 def build(a, device):
-    """Teacher, student, its average, the corpus, the guidance w in the target, and the Bundle to be saved."""
+    """Teacher, student, its average, the corpus, and the Bundle around the average that will be saved."""
     b = load_checkpoint(a.teacher, device)
     if b.contract["kind"] != "teacher":
         raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
-    w = b.contract["cfg"] if a.cfg is None else a.cfg
-    if not 0 <= w <= 20:
-        raise BadInput(f"--cfg {w}: expected a number from 0 to 20")
     corpus = prepare(a.data, b.s, b.vocab, a.cache)
     torch.manual_seed(a.seed)
     teacher = b.model.requires_grad_(False)
     student = fold(teacher, sorted(a.steps), token=a.token) if a.tokens else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
-    contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=w, iters=a.max_iters)
+    contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=a.cfg, iters=a.max_iters)
     bundle = replace(b, model=ema, contract=contract, config=vars(a))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
     print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
-          f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {w:g}")
-    return teacher, student, ema, corpus, w, bundle
+          f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {a.cfg:g}")
+    return teacher, student, ema, corpus, bundle
 
 
 def main():
@@ -244,21 +248,21 @@ def main():
     device = pick_device(a.device)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    teacher, student, ema, corpus, w, bundle = build(a, device)
-    optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    teacher, student, ema, corpus, bundle = build(a, device)
+    optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     settings = dict(dit=asdict(student.config), method=a.method, seed=a.seed, batch_frames=a.batch_frames,
-                    cfg=w)
+                    cfg=a.cfg)
     first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
     method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
                      cfg_weight=0.01 if a.weak_cfg else 0.0)
     fixed = held_out(corpus, 16, device)
-    goal = rollout(teacher, fixed, cosine_grid(10), w)[-1]
-    for guide in (0.0, w):
+    goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
+    for guide in (0.0, a.cfg):
         own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
         print(f"held out, mel MSE to teacher@10: the teacher's own single step at w = {guide:g} {own:.4f}")
 
     log, interrupt = Log(out / "log.csv", first), Interrupt()
-    trajectories = Trajectories(teacher, corpus, a, w, device, first)
+    trajectories = Trajectories(teacher, corpus, a, device, first)
     parts, since = [], clock.perf_counter()
     for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
         g = generator(a.seed, step)
@@ -271,7 +275,7 @@ def main():
         done = step + 1
         if done % a.eval_every == 0 or done == a.max_iters:
             seconds = clock.perf_counter() - since
-            report = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
+            report = {k: float(torch.stack([p[k].detach() for p in parts]).nanmean()) for k in parts[0]}
             for n in sorted(a.steps):
                 x1 = rollout(ema, fixed, cosine_grid(n), 0.0)[-1]
                 report[f"mse@{n}"] = distance(x1, goal, fixed["todo"])
@@ -284,7 +288,7 @@ def main():
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
-    final_table(teacher, ema, fixed, sorted(a.steps), w, corpus.s, device, out)
+    final_table(teacher, ema, fixed, sorted(a.steps), a.cfg, corpus.s, device, out)
     print(f"wrote {out / 'student.pt'}; hear it: python sample.py --ckpt {out / 'student.pt'} --text \"...\"")
 
 

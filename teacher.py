@@ -266,7 +266,7 @@ def main():
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
     corpus, net, ema, bundle = build(a, device)
-    optimiser = torch.optim.AdamW(net.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(net.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed,
                     batch_frames=a.batch_frames)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0

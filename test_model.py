@@ -75,8 +75,8 @@ def test_constant_velocity_gives_zero_loss_and_exact_endpoints(n):
     flow = straight_teacher(batch)
     states = distill.teacher_states(flow, batch, [1, 2, 4], w=1.5)
     assert torch.allclose(states["states"][-1], batch["mel"], atol=1e-5)
-    loss, parts = distill.dsflow_loss(flow, states, n, torch.Generator().manual_seed(n))
-    assert loss < 1e-9 and parts["endpoint"] < 1e-9 and parts["velocity"] < 1e-9
+    for method in distill.METHODS.values():
+        assert method(flow, states, n, torch.Generator().manual_seed(n))[0] < 1e-9
     x1 = teacher.rollout(flow, batch, sample.cosine_grid(n), 0.0)[-1]
     assert torch.allclose(x1, batch["mel"], atol=1e-5)
 
@@ -96,27 +96,51 @@ def test_endpoint_is_velocity_at_the_chords_start_times_interval_squared():
         assert torch.allclose(end["endpoint"], grid[1] ** 2 * velocity, rtol=1e-4)
 
 
-def test_loss_equals_the_formula_written_naively():
+@pytest.mark.parametrize("seed, t_mf", [(1, "mid"), (2, "mid"), (3, "uniform"), (4, "uniform")])
+def test_loss_equals_the_formula_written_naively(seed, t_mf):
     student, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1, 2, 4)))), make_batch()
     b = dict(batch, states=torch.randn(5, *batch["mel"].shape), grid=sample.cosine_grid(4))
-    loss, parts = distill.dsflow_loss(student, b, 2, torch.Generator().manual_seed(3), t_mf="mid",
+    loss, parts = distill.dsflow_loss(student, b, 2, torch.Generator().manual_seed(seed), t_mf=t_mf,
                                       p_uncond=1.0)
-    i = torch.randint(2, (2,), generator=torch.Generator().manual_seed(3)) * 2
+    g = torch.Generator().manual_seed(seed)                                       # the same draws
+    i, ends = torch.randint(2, (2,), generator=g) * 2, torch.rand(2, generator=g) < 0.7
+    r = torch.rand(2, generator=g) if t_mf == "uniform" else [0.5, 0.5]
     cond, null = sample.conditions(student, b["text"], b["align"], b["ref"])
-    want = torch.zeros(3)
-    for item in range(2):
+    sums, frames = torch.zeros(3), torch.zeros(3)                                 # endpoint, velocity, cfg
+    for item, end in enumerate(ends.tolist()):
         X_s, X_e = b["states"][i[item]], b["states"][i[item] + 2]
         D = b["grid"][i[item] + 2] - b["grid"][i[item]]
-        v_s, v_u = student(X_s, 2, *cond, b["mask"]), student(X_s, 2, *null, b["mask"])
-        v_mid = student((X_s + X_e) / 2, 2, *cond, b["mask"])
+        x = X_s if end else (1 - r[item]) * X_s + r[item] * X_e
+        v, v_u = student(x, 2, *cond, b["mask"]), student(x, 2, *null, b["mask"])
         for T in range(14):
             if b["todo"][item, T]:
-                errors = (X_s + D * v_s - X_e, v_mid - (X_e - X_s) / D, v_u - v_s)
-                want += torch.stack([(e[item, T] ** 2).sum() for e in errors])
-    want /= b["todo"].sum() * 8
+                error = X_s + D * v - X_e if end else v - (X_e - X_s) / D
+                square = (error[item, T] ** 2).mean()
+                sums += torch.stack([square * end, square * (not end), ((v_u - v)[item, T] ** 2).mean()])
+                frames += torch.tensor([end, not end, True])
+    want = (sums[0] + sums[1]) / frames[2] + 0.01 * sums[2] / frames[2]
     got = torch.stack([parts["endpoint"], parts["velocity"], parts["cfg"]])
-    assert torch.allclose(got, want, rtol=1e-4)
-    assert torch.allclose(loss, 0.7 * want[0] + 0.3 * want[1] + 0.01 * want[2], rtol=1e-4)
+    assert torch.allclose(loss, want, rtol=1e-4)
+    assert torch.allclose(got, sums / frames, rtol=1e-4, equal_nan=True)
+
+
+def test_one_term_per_item_is_the_dual_loss_in_expectation():
+    """Over the four ways in which two items can supply the terms, weighted by how likely each is: Eq. 7."""
+    student, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1,)))), make_batch()
+    b = dict(batch, states=torch.randn(2, *batch["mel"].shape), grid=torch.tensor([0.0, 0.5]))
+    a, losses = 0.7, {}
+    for seed in range(40):
+        g = torch.Generator().manual_seed(seed)
+        torch.randint(1, (2,), generator=g)
+        pattern = tuple((torch.rand(2, generator=g) < a).tolist())
+        losses[pattern] = distill.dsflow_loss(student, b, 1, torch.Generator().manual_seed(seed), a,
+                                              p_uncond=0.0)[0]
+    assert len(losses) == 4
+    chance = {pattern: a ** sum(pattern) * (1 - a) ** (2 - sum(pattern)) for pattern in losses}
+    expected = sum(chance[pattern] * loss for pattern, loss in losses.items())
+    want = a * losses[True, True] + (1 - a) * losses[False, False]                # Eq. 7
+    assert torch.allclose(expected, want, rtol=1e-5)
+    assert not torch.allclose(losses[True, True], losses[False, False], rtol=1e-2)
 
 
 def test_loss_scale_an_error_of_one_everywhere_is_one():
@@ -124,8 +148,9 @@ def test_loss_scale_an_error_of_one_everywhere_is_one():
     flow = straight_teacher(batch)
     states = distill.teacher_states(flow, batch, [1], w=0.0)
     shifted = dict(states, states=torch.stack([states["states"][0], states["states"][-1] + 1]))
-    loss, parts = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), p_uncond=0.0)
-    assert abs(loss - 1) < 1e-5 and abs(parts["velocity"] - 1) < 1e-5
+    for a in (0.0, 1.0):
+        loss, _ = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), a, p_uncond=0.0)
+        assert abs(loss - 1) < 1e-5
     assert abs(teacher.cfm_loss(flow, dict(batch, mel=batch["mel"], x0=batch["x0"]), torch.rand(2))) < 1e-9
 
 
