@@ -268,7 +268,8 @@ def main():
         g = generator(a.seed, step)
         n = a.steps[int(torch.randint(len(a.steps), (), generator=g))]
         loss, part = method(student, trajectories[step], n, g)
-        norm = optimise(loss, student, optimiser, learning_rate(step, a.lr, a.warmup, a.max_iters), step)
+        rate = learning_rate(step, a.lr, a.warmup, a.max_iters)
+        norm = optimise(loss, student, optimiser, [rate], step)
         ema_update(ema, student, step, a.ema)
         parts.append(dict(loss=loss.detach(), **part, grad_norm=norm))
 

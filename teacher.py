@@ -50,13 +50,16 @@ def generator(seed, step):
     return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
-def optimise(loss, net, optimiser, lr, step, clip=1.0):
-    """Backward, clip, update -> gradient norm. A loss that is not finite stops the run before the weights."""
+def optimise(loss, net, optimiser, rates, step, clip=1.0):
+    """Backward, clip, update -> gradient norm. rates: the learning rate of each parameter group.
+
+    A loss that is not finite stops the run before it reaches the weights.
+    """
     if not torch.isfinite(loss):
         raise BadInput(f"the loss is {loss.item()} at update {step}; the last checkpoint is intact: "
-                       f"lower --lr (now {lr:.1e}) and use --resume")
-    for group in optimiser.param_groups:
-        group["lr"] = lr
+                       f"lower --lr (now {rates[0]:.1e}) and use --resume")
+    for group, rate in zip(optimiser.param_groups, rates):
+        group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
@@ -266,7 +269,8 @@ def main():
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
     corpus, net, ema, bundle = build(a, device)
-    optimiser = torch.optim.AdamW(net.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    groups = [dict(params=net[name].parameters()) for name in ("dit", "duration")]
+    optimiser = torch.optim.AdamW(groups, a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed,
                     batch_frames=a.batch_frames)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
@@ -280,8 +284,10 @@ def main():
         batch = {k: v.to(device) for k, v in batch.items()}
         flow = cfm_loss(net["dit"], batch, t)
         duration = net["duration"].loss(batch["text"], batch["durations"])
-        lr = learning_rate(step, a.lr, a.warmup, a.max_iters)
-        norm = optimise(flow + duration * (step < a.duration_iters), net, optimiser, lr, step)
+        timing = step < a.duration_iters                                          # durations are done early
+        rates = [learning_rate(step, a.lr, a.warmup, a.max_iters),
+                 learning_rate(step, a.lr, a.warmup, a.duration_iters) * timing]
+        norm = optimise(flow + duration * timing, net, optimiser, rates, step)
         ema_update(ema, net, step, a.ema)
         running.append((flow.detach(), duration.detach(), norm))
 

@@ -263,7 +263,7 @@ def test_overfits_one_batch():
     optimiser, losses = torch.optim.AdamW(net.parameters(), 3e-3), []
     for _ in range(150):
         loss = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
-        teacher.optimise(loss, net, optimiser, 3e-3, 0)
+        teacher.optimise(loss, net, optimiser, [3e-3], 0)
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
 
@@ -546,7 +546,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     net = torch.nn.Linear(2, 2)
     before = net.weight.clone()
     with pytest.raises(BadInput, match="loss is nan at update 7"):
-        teacher.optimise(net.weight.sum() * float("nan"), net, torch.optim.SGD(net.parameters(), 1.0), 1.0, 7)
+        optimiser = torch.optim.SGD(net.parameters(), 1.0)
+        teacher.optimise(net.weight.sum() * float("nan"), net, optimiser, [1.0], 7)
     assert torch.equal(net.weight, before)
 
 
