@@ -145,13 +145,12 @@ def flow_rtf(model, batch, grid, w, s, repeats=7):
     return statistics.median(times[1:]) / speech                                  # the first one warms up
 
 
-def final_table(teacher, student, batch, steps, w, s, device, out):
-    """Print and write table.md, mels and audio: teacher@10, teacher@1, student@n from the same noise."""
-    target = rollout(teacher, batch, cosine_grid(10), w)[-1]
+def final_table(teacher, student, batch, target, steps, w, s, device, out):
+    """Print and write table.md, mels and audio: teacher@10 (target), teacher@1, student@n, same noise."""
     rows, sounds = [], {}
     todo = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w), ("teacher@1", teacher, 1, 0.0)]
     for name, model, n, guide in todo + [(f"student@{n}", student, n, 0.0) for n in steps]:
-        x1 = rollout(model, batch, cosine_grid(n), guide)[-1]
+        x1 = target if n == 10 and model is teacher else rollout(model, batch, cosine_grid(n), guide)[-1]
         total, conditioning = count_parameters(model)
         name = f"{name}, w = {guide:g}" if model is teacher else name
         mse = distance(x1, target, batch["todo"])
@@ -170,9 +169,10 @@ def final_table(teacher, student, batch, steps, w, s, device, out):
         T = int(batch["mask"][i].sum())
         plot_mels([("recording", batch["mel"][i, :T])] + [(k, x1[i, :T]) for k, x1 in sounds.items()],
                   out / f"mels_{i}.png")
-        for name, x1 in [("recording", batch["mel"]), *sounds.items()]:
-            file = name.replace(", w = ", "_w").replace("@", "_at_") + f"_{i}.wav"
-            soundfile.write(out / file, griffin_lim(x1[i, :T], s, 32).clip(-1, 1), s.rate)
+    T = int(batch["mask"][0].sum())
+    for name, x1 in [("recording", batch["mel"]), *sounds.items()]:
+        file = name.replace(", w = ", "_w").replace("@", "_at_") + ".wav"
+        soundfile.write(out / file, griffin_lim(x1[0, :T], s, 32).clip(-1, 1), s.rate)
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -198,16 +198,16 @@ def arguments():
     add("--t_mf", choices=["mid", "uniform"], default="mid", help="where on the chord (default mid)")
     add("--cfg", type=float, default=0.7,
         help="guidance w inside the target (default %(default)s, the paper's)")
-    add("--max_iters", type=int, default=2100, help="updates (default %(default)s)")
+    add("--max_iters", type=int, default=2000, help="updates (default %(default)s)")
     add("--batch_frames", type=int, default=800,
         help="mel frames per update, padding included (default %(default)s)")
-    add("--lr", type=float, default=4e-4, help="peak learning rate of AdamW (default %(default)s)")
+    add("--lr", type=float, default=3e-4, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=20, help="updates of linear warm-up (default %(default)s)")
     add("--ema", type=float, default=0.99,
         help="decay of the weight average that is saved (default %(default)s)")
-    add("--reuse", type=int, default=10,
+    add("--reuse", type=int, default=11,
         help="updates made from each teacher trajectory (default %(default)s)")
-    add("--pool", type=int, default=210, help="trajectories kept at a time (default %(default)s)")
+    add("--pool", type=int, default=195, help="trajectories kept at a time (default %(default)s)")
     add("--p_noref", type=float, default=0.1, help="share of items without a reference (default %(default)s)")
     add("--eval_every", type=int, default=200, help="updates between reports (default %(default)s)")
     add("--save_every", type=int, default=200, help="updates between checkpoints (default %(default)s)")
@@ -289,7 +289,7 @@ def main():
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
-    final_table(teacher, ema, fixed, sorted(a.steps), a.cfg, corpus.s, device, out)
+    final_table(teacher, ema, fixed, goal, sorted(a.steps), a.cfg, corpus.s, device, out)
     print(f"wrote {out / 'student.pt'}; hear it: python sample.py --ckpt {out / 'student.pt'} --text \"...\"")
 
 
