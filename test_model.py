@@ -583,7 +583,7 @@ def trained(tmp_path_factory):
 
 def test_commands_leave_what_they_promise(trained):
     left = {p.name for p in (trained.tmp / "s").iterdir()}
-    assert {"student.pt", "log.csv", "table.md", "mels_0.png", "student@1_0.wav".replace("@", "_at_")} <= left
+    assert {"student.pt", "log.csv", "table.md", "mels_0.png", "student@1.wav".replace("@", "_at_")} <= left
     header, *rows = (trained.tmp / "s" / "log.csv").read_text().splitlines()
     assert {"loss", "endpoint", "velocity", "cfg", "grad_norm", "mse@1", "mse@4",
             "seconds_per_update"} <= set(header.split(","))
