@@ -24,8 +24,8 @@ from tqdm import tqdm
 from data import BadInput, batch_indices, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
-from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
-                     optimise, rollout, save_state)
+from teacher import (Interrupt, Log, check_numbers, ema_update, generator, held_out, infill, learning_rate,
+                     load_state, optimise, rollout, save_state)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -217,10 +217,7 @@ def arguments():
     a = p.parse_args()
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4")
-    if not 0 <= a.cfg <= 20:
-        raise BadInput(f"--cfg {a.cfg}: expected a number from 0 to 20")
-    if a.reuse < 1 or a.pool < 1:
-        raise BadInput(f"--reuse {a.reuse} --pool {a.pool}: both at least 1")
+    check_numbers(a)
     return a
 
 

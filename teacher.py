@@ -29,6 +29,19 @@ from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, loa
 # --------------------------------------------------------------------------------------- shared by both loops
 
 
+RANGES = dict(
+    max_iters=(1, 1e9), batch_frames=(1, 1e9), eval_every=(1, 1e9), save_every=(1, 1e9), pool=(1, 1e9),
+    reuse=(1, 1e9), duration_iters=(0, 1e9), warmup=(0, 1e9), seed=(0, 1e9), lr=(1e-9, 1), cfg=(0, 20),
+    ema=(0, 1), p_noref=(0, 1), p_nothing=(0, 1))
+
+
+def check_numbers(a):
+    """Flags of a training command whose number is outside RANGES, or nan -> BadInput."""
+    for name, (low, high) in RANGES.items():
+        if hasattr(a, name) and not low <= getattr(a, name) <= high:
+            raise BadInput(f"--{name} {getattr(a, name)}: expected a number from {low:g} to {high:g}")
+
+
 def learning_rate(step, peak, warmup, total):
     """Linear warm-up, then cosine decay to 2 % of the peak at `total` updates."""
     if step < warmup:
@@ -239,7 +252,9 @@ def arguments():
     add("--resume", action="store_true", help="continue the run in --out")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    return p.parse_args()
+    a = p.parse_args()
+    check_numbers(a)
+    return a
 
 
 def build(a, device):
