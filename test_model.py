@@ -633,7 +633,8 @@ def test_help(module, capsys):
 @pytest.mark.parametrize("module", [teacher, distill])
 @pytest.mark.parametrize("flag, value", [("--max_iters", 0), ("--max_iters", -1), ("--batch_frames", 0),
                                          ("--eval_every", 0), ("--save_every", 0), ("--lr", "nan"),
-                                         ("--seed", -5), ("--cfg", "nan"), ("--ema", 1.5), ("--p_noref", "inf")])
+                                         ("--seed", -5), ("--cfg", "nan"), ("--ema", 1.5),
+                                         ("--p_noref", "inf")])
 def test_training_numbers_out_of_range(tmp_path, capsys, module, flag, value):
     assert run(module, "--out", tmp_path / "new", flag, value) == 2
     assert f"{flag} {value}" in capsys.readouterr().err and not list(tmp_path.iterdir())
