@@ -13,7 +13,9 @@ import argparse
 import errno
 import functools
 import hashlib
+import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -42,9 +44,11 @@ class BadInput(Exception):
 
 def cli(main):
     """Run a command's main(): bad input becomes one line on stderr and exit status 2."""
+    if hasattr(sys.stdout, "reconfigure"):      # a terminal that lacks a character shows its code
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
-    except BadInput as problem:
+    except (BadInput, soundfile.LibsndfileError) as problem:
         sys.exit(_complain(problem))
     except OSError as problem:                  # no space, no permission, no such folder
         sys.exit(_complain(f"cannot use {problem.filename or 'a file'}: {problem.strerror or problem}"))
@@ -55,6 +59,21 @@ def cli(main):
 def _complain(problem):
     print(f"error: {problem}", file=sys.stderr)
     return 2
+
+
+RANGES = dict(
+    max_iters=(1, 1e9), batch_frames=(1, 1e9), eval_every=(1, 1e9), save_every=(1, 1e9), pool=(1, 1e9),
+    reuse=(1, 1e9), duration_iters=(0, 1e9), warmup=(0, 1e9), seed=(0, 1e9), lr=(1e-9, 1), cfg=(0, 20),
+    ema=(0, 1), p_noref=(0, 1), p_nothing=(0, 1), speed=(0.25, 4), count=(1, 1e9))
+
+
+def check_numbers(a):
+    """Flags of a command with a number outside RANGES, or nan -> BadInput."""
+    for name, (low, high) in RANGES.items():
+        given = getattr(a, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not low <= value <= high:
+                raise BadInput(f"--{name} {value}: expected a number from {low:g} to {high:g}")
 
 
 # ---------------------------------------------------------------------------------------------------- mel
@@ -115,12 +134,16 @@ def griffin_lim(mel, s, n_iter=60):
     return wav.astype(np.float32)
 
 
-def load_audio(path, s, level=0.1):
+def load_audio(path, s, level=0.1, longest=math.inf):
     """Any soundfile format, rate and channel count -> mono (samples,) at s.rate, its RMS set to level.
 
-    Raises BadInput, naming the file, when it is missing, unreadable, silent or shorter than one FFT window.
+    Raises BadInput, naming the file, when it is missing, unreadable, silent, shorter than one FFT window, or,
+    without decoding it, over `longest` seconds.
     """
     try:
+        seconds = soundfile.info(path).duration
+        if seconds > longest:
+            raise BadInput(f"{path}: {seconds:.1f} s, longer than {longest:g} s")
         wav, rate = soundfile.read(path, dtype="float32", always_2d=True)         # (samples, channels)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as problem:
         detail = str(problem).split(": ")[-1]
@@ -146,6 +169,7 @@ ABBREVIATIONS = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "
 SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "=": " equals ", "@": " at ",
            "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2014": ", ", "\u2013": ", ",
            "\u2026": "."}
+NUMBER = r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?"     # a comma is part of it only before three digits
 
 
 def normalise(text):
@@ -154,13 +178,13 @@ def normalise(text):
     for symbol, spoken in SYMBOLS.items():
         text = text.replace(symbol, spoken)
     text = re.sub(r"\b(" + "|".join(ABBREVIATIONS) + r")\.", lambda m: ABBREVIATIONS[m[1]], text)
-    text = re.sub(r"\$(\d[\d,]*(?:\.\d+)?)", lambda m: f"{m[1]} dollar{'s' * (m[1] != '1')}", text)
-    text = re.sub(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?", lambda m: " " + _spoken_number(m[0]) + " ", text)
+    text = re.sub(rf"\$({NUMBER})", lambda m: f"{m[1]} dollar{'s' * (m[1] != '1')}", text)
+    text = re.sub(NUMBER + r"(?:st|nd|rd|th)?", lambda m: " " + _spoken_number(m[0]) + " ", text)
     return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
 
 
 def _spoken_number(token):
-    digits = token.rstrip("stndrh,").replace(",", "")
+    digits = token.rstrip("stndrh").replace(",", "")
     if len(digits) > 15:                                                          # a serial number
         return " ".join(num2words(int(d)) for d in digits if d.isdigit())
     if "." in digits:
@@ -349,7 +373,7 @@ class Corpus:
         self.memory = np.memmap(folder / "mel.f16", np.float16, "r",
                                 shape=(int(self.frames.sum()), self.s.n_mels))
         held = [i for i, t in enumerate(self.texts) if zlib.crc32(t.encode()) % 100 < 4]
-        self.held = held or list(range(len(self.texts)))[-1:]
+        self.held = held or [i for i, t in enumerate(self.texts) if t == self.texts[-1]]
         self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held     # one: it is both
 
     def mel(self, i):
@@ -362,23 +386,26 @@ class Corpus:
         return int(self.frames.sum()) * self.s.hop / self.s.rate / 3600
 
 
+CACHE_VERSION = 3           # count it up when anything in this file changes what an entry holds
+
+
 def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
     """Corpus folder -> Corpus, computed once and cached under cache/NAME-KEY.
 
-    KEY is a hash of the settings, the vocabulary and every file's name, size and time, so that any change
-    makes a new entry. The entry is built in a temporary folder and renamed into place: two processes that
-    start at once both succeed, and a killed one leaves nothing that looks complete. vocab: keep a
-    checkpoint's characters (None: the corpus's).
+    KEY is a hash of the settings, the vocabulary and every recording's name, text, speaker, size and time, so
+    that any change makes a new entry. The entry is built in a temporary folder and renamed into place: two
+    processes that start at once both succeed, and a killed one leaves nothing that looks complete. vocab:
+    keep a checkpoint's characters (None: the corpus's).
     """
     found, skipped = find_utterances(folder)
-    stamp = [(n, str(p), t, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, _ in found]
-    key = hashlib.sha256(json.dumps([asdict(s), vocab, stamp, skipped, 2]).encode()).hexdigest()[:16]
-    target = Path(cache) / f"{Path(folder).resolve().name}-{key}"
+    stamp = [(n, str(p), t, who, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, who in found]
+    key = json.dumps([asdict(s), vocab, stamp, skipped, CACHE_VERSION]).encode()
+    target = Path(cache) / f"{Path(folder).resolve().name}-{hashlib.sha256(key).hexdigest()[:16]}"
     if not (target / "index.json").is_file():
         Path(cache).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
         try:
-            _build(found, list(skipped), s, vocab, partial, folder)
+            _build(found, skipped, s, vocab, partial, folder)
             os.rename(partial, target)
         except OSError as problem:
             if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # lost the race: the other's is as good
@@ -389,22 +416,20 @@ def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
 
 
 def _build(found, skipped, s, vocab, out, folder):
-    """Mels of all usable recordings into out/mel.f16, then alignment, then the index."""
+    """Mels of all usable recordings into out/mel.f16, then alignment, then the index; adds to skipped."""
     texts = [normalise(text) for _, _, text, _ in found]
     vocab = vocab or "".join(sorted(set(" ".join(texts)) | {" "}))
     rows, ids, frames, unknown = [], [], [], set()
     with open(out / "mel.f16", "wb") as file:
         for (name, path, _, speaker), text in zip(tqdm(found, desc="mel", leave=False, disable=None), texts):
             try:
-                mel = mel_spectrogram(load_audio(path, s), s)                     # (T, M)
+                mel = mel_spectrogram(load_audio(path, s, longest=MAX_SECONDS), s)   # (T, M)
             except BadInput as problem:
                 skipped.append((name, str(problem)))
                 continue
             i, dropped = encode(text, vocab)
             unknown |= dropped
-            if len(mel) * s.hop > MAX_SECONDS * s.rate:
-                skipped.append((name, f"{len(mel) * s.hop / s.rate:.1f} s, longer than {MAX_SECONDS:.0f} s"))
-            elif len(i) <= 2 or len(i) > len(mel):
+            if len(i) <= 2 or len(i) > len(mel):
                 skipped.append((name, f"{len(mel)} frames of audio cannot hold its {len(i)} characters"
                                 if len(i) > 2 else "no text"))
             else:
@@ -437,7 +462,8 @@ def _build(found, skipped, s, vocab, out, folder):
 def batch_indices(frames, max_frames, seed):
     """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames.
 
-    Deterministic in seed: a resumed run skips what it has done with itertools.islice and meets the same ones.
+    A longer utterance is a batch of its own. Deterministic in seed: a resumed run skips what it has done with
+    itertools.islice and meets the same ones.
     """
     g = torch.Generator().manual_seed(seed)
     while True:
@@ -476,8 +502,9 @@ def frame_to_char(durations):
 
 # ---------------------------------------------------------------------------------------------------- command
 
+# address, SHA-256, folder inside
 DOWNLOADS = {"ljspeech": ("https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2",
-                          "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5")}
+                          "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5", "LJSpeech-1.1")}
 
 
 def download(url, sha256, folder):
@@ -489,14 +516,16 @@ def download(url, sha256, folder):
         have = part.stat().st_size if part.is_file() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
-            with urllib.request.urlopen(request) as reply:
+            with urllib.request.urlopen(request, timeout=60) as reply:
                 have = have if reply.status == 206 else 0                         # 200: it starts over
                 total = int(reply.headers.get("Content-Length", 0)) + have
                 with open(part, "ab" if have else "wb") as file, tqdm(
                         total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
                     while chunk := reply.read(1 << 20):
                         bar.update(file.write(chunk))
-        except OSError as problem:
+                    if file.tell() < total:
+                        raise ConnectionError("the connection ended early")
+        except (OSError, http.client.HTTPException) as problem:
             if getattr(problem, "code", None) != 416:                             # 416: nothing is missing
                 raise BadInput(f"{url}: download failed ({problem}); run it again to continue") from None
         digest = hashlib.sha256()
@@ -539,8 +568,8 @@ def main():
                    help="fetch this corpus first, into --data (default data)")
     a = p.parse_args()
     if a.download:
-        a.data = download(*DOWNLOADS[a.download], "data" if a.data == "corpus" else a.data)
-        a.data = next(Path(a.data).glob("*/metadata.csv")).parent
+        url, sha256, inside = DOWNLOADS[a.download]
+        a.data = download(url, sha256, "data" if a.data == "corpus" else a.data) / inside
     corpus = prepare(a.data, cache=a.cache)
     print(f"{a.data}: {len(corpus.names)} recordings, {corpus.hours():.2f} h, "
           f"{len(corpus.train)} to train on, {len(corpus.held)} held out")

@@ -21,11 +21,11 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from data import BadInput, batch_indices, cli, collate, griffin_lim, prepare
+from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
-from teacher import (Interrupt, Log, check_numbers, ema_update, generator, held_out, infill, learning_rate,
-                     load_state, optimise, rollout, save_state)
+from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
+                     optimise, rollout, save_state)
 
 # ------------------------------------------------------------------------------------------------- the method
 

@@ -20,26 +20,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from data import BadInput, MelSettings, batch_indices, cli, collate, griffin_lim, prepare
+from data import BadInput, MelSettings, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
 from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device,
                     plot_mels,
                     save_atomic, save_checkpoint)
 
 # --------------------------------------------------------------------------------------- shared by both loops
-
-
-RANGES = dict(
-    max_iters=(1, 1e9), batch_frames=(1, 1e9), eval_every=(1, 1e9), save_every=(1, 1e9), pool=(1, 1e9),
-    reuse=(1, 1e9), duration_iters=(0, 1e9), warmup=(0, 1e9), seed=(0, 1e9), lr=(1e-9, 1), cfg=(0, 20),
-    ema=(0, 1), p_noref=(0, 1), p_nothing=(0, 1))
-
-
-def check_numbers(a):
-    """Flags of a training command whose number is outside RANGES, or nan -> BadInput."""
-    for name, (low, high) in RANGES.items():
-        if hasattr(a, name) and not low <= getattr(a, name) <= high:
-            raise BadInput(f"--{name} {getattr(a, name)}: expected a number from {low:g} to {high:g}")
 
 
 def learning_rate(step, peak, warmup, total):

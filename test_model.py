@@ -3,6 +3,7 @@ import ast
 import http.server
 import functools
 import hashlib
+import io
 import re
 import subprocess
 import sys
@@ -331,6 +332,10 @@ def test_vocoder_with_random_weights(tmp_path):
     ("Dr. Smith paid $20 in 1984.", "doctor smith paid twenty dollars in nineteen eighty four."),
     ("The 21st of May, 1,250 people & 3.5%",
      "the twenty first of may, one thousand two hundred fifty people and three point five percent"),
+    ("In 1984, he paid $20, and in 1,984 days $1,250,000.",
+     "in nineteen eighty four, he paid twenty dollars, and in one thousand nine hundred eighty four days "
+     "one million two hundred fifty thousand dollars."),
+    ("1, 2,3 or 4,5678", "one, two, three or four, five thousand six hundred seventy eight"),
     ("  Two\tspaces\n", "two spaces")])
 def test_text(written, spoken):
     assert data.normalise(written) == spoken
@@ -372,18 +377,19 @@ def test_metadata_with_every_fault(tmp_path):
     folder = make_corpus(tmp_path / "c")
     write_wav(folder / "wavs" / "silent.wav", level=0)
     write_wav(folder / "wavs" / "tiny.wav", seconds=0.05)
+    write_wav(folder / "wavs" / "long.wav", seconds=21)
     (folder / "wavs" / "broken.wav").write_bytes(b"RIFF1234not audio")
     lines = (folder / "metadata.csv").read_text() + (
         "u0|again|again\nonly one column\na|b|c|d\nlost|no such wav|no such wav\n"
-        "silent|quiet|quiet\ntiny|t|t\nbroken|x|x\n\n")
+        "silent|quiet|quiet\ntiny|t|t\nbroken|x|x\nlong|x|x\n\n")
     (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
     corpus = data.prepare(folder, cache=tmp_path / "cache")
     assert corpus.names == ["u0", "u1", "u2", "u3"]
     reasons = " ".join(f"{n}: {r}" for n, r in corpus.skipped)
     for word in ("duplicate id", "1 columns", "4 columns", "no audio", "silent or not", "too short",
-                 "unreadable"):
+                 "unreadable", "longer than 20 s"):
         assert word in reasons
-    assert len(corpus.skipped) == 7
+    assert len(corpus.skipped) == 8
 
 
 def test_libritts_and_plain_folders(tmp_path):
@@ -449,7 +455,7 @@ class Ranged(http.server.SimpleHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(body[start:])
+        self.wfile.write(body[start:start + 100] if "cut" in self.path else body[start:])
 
     def log_message(self, *_):
         pass
@@ -465,10 +471,14 @@ def test_download_resumes_and_checks(tmp_path):
                                              functools.partial(Ranged, directory=str(archive.parent)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/LJ.tar.bz2"
+    (archive.parent / "cut.tar.bz2").write_bytes(archive.read_bytes())
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "LJ.tar.bz2.part").write_bytes(archive.read_bytes()[:100])  # a download that was cut off
+    for have in (100, 200):
+        with pytest.raises(BadInput, match="ended early.* run it again to continue"):
+            data.download(url.replace("LJ.", "cut."), digest, out)
+        assert (out / "cut.tar.bz2.part").read_bytes() == archive.read_bytes()[:have]
+    (out / "cut.tar.bz2.part").rename(out / "LJ.tar.bz2.part")
     assert (data.download(url, digest, out) / "LJ" / "metadata.csv").is_file()
     with pytest.raises(BadInput, match="checksum"):
         data.download(url, "0" * 64, tmp_path / "other")
@@ -686,6 +696,12 @@ def test_training_bad_input(trained, tmp_path, capsys, module, flags, words):
 def test_a_student_is_no_teacher(trained, tmp_path, capsys):
     assert run(distill, *trained.common, "--teacher", trained.student, "--out", tmp_path) == 2
     assert "holds a student" in capsys.readouterr().err
+
+
+def test_a_terminal_that_lacks_a_character_shows_its_code(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    data.cli(lambda: print("\u4f60", flush=True))
+    assert sys.stdout.buffer.getvalue() == b"\\u4f60\n"
 
 
 def test_exit_status_of_a_real_process(tmp_path):
