@@ -18,9 +18,8 @@ import numpy as np
 import soundfile
 import torch
 
-from data import (BadInput, MelSettings, align_batch, cepstra, cli, encode, frame_to_char, griffin_lim,
-                  load_audio,
-                  log_mel, mel_spectrogram)
+from data import (BadInput, MelSettings, align_batch, cepstra, check_numbers, cli, encode, frame_to_char,
+                  griffin_lim, load_audio, log_mel, mel_spectrogram, normalise)
 from model import DiT, DiTConfig, DurationPredictor
 
 # ------------------------------------------------------------------------------------------------- checkpoint
@@ -37,8 +36,8 @@ class Bundle:
     gauss: dict         # the aligner's Gaussians, to align a voice prompt with its text
     # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts; the first is the default
     voices: dict
-    # kind ("teacher" or "student"), steps (allowed counts, [] = any), grid, cfg (in the target), iters
-    contract: dict
+    # kind ("teacher" or "student"), steps (allowed counts, [] = any), grid, iters, and cfg: a teacher's usual
+    contract: dict      # guidance, or the one inside a student's target
     config: dict        # the flags of the training run, for the record
 
 
@@ -97,12 +96,17 @@ def load_checkpoint(path, device="cpu"):
 
 def pick_device(name):
     """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error."""
-    have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name != "auto" and not have.get(name.split(":")[0], False):
-        raise BadInput(f"--device {name}: not available here; use {' or '.join(filter(have.get, have))}")
-    picked = next(k for k in have if have[k]) if name == "auto" else name
+    kinds = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    have = [kind for kind in kinds if kinds[kind]]
+    picked = have[0] if name == "auto" else name
+    try:
+        if picked.split(":")[0] not in have:
+            raise RuntimeError
+        torch.empty(0, device=picked)                                             # an index may be absent
+    except RuntimeError:
+        raise BadInput(f"--device {name}: not available here; use {' or '.join(have)}") from None
     threads = f"{torch.get_num_threads()} threads"
-    print(f"device: {picked} ({torch.cuda.get_device_name() if picked.startswith('cuda') else threads})")
+    print(f"device: {picked} ({torch.cuda.get_device_name(picked) if 'cuda' in picked else threads})")
     return torch.device(picked)
 
 
@@ -168,11 +172,11 @@ def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None):
 
 def make_voice(b, path, text):
     """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
-    mel = mel_spectrogram(load_audio(path, b.s), b.s)
+    mel = mel_spectrogram(load_audio(path, b.s, longest=15), b.s)
     ids = encode_checked(text, b.vocab, "--prompt_text")
-    if not len(ids) <= len(mel) <= 15 * b.s.rate / b.s.hop:
+    if len(ids) > len(mel):
         raise BadInput(f"--prompt {path}: {len(mel) * b.s.hop / b.s.rate:.1f} s for {len(ids)} characters of "
-                       f"--prompt_text; expected up to 15 s, and at least one frame a character")
+                       f"--prompt_text; expected at least one frame a character")
     return dict(mel=mel, text=ids, durations=align_batch([cepstra(mel)], [ids], b.gauss)[0])
 
 
@@ -187,9 +191,9 @@ def encode_checked(text, vocab, flag):
 
 
 def sentences(text, longest=160):
-    """Text -> chunks of whole sentences up to `longest` characters; longer ones cut at a comma or space."""
+    """Normalised text -> chunks of whole sentences up to `longest` characters; or cut at a comma or space."""
     chunks = []
-    for sentence in re.findall(r"\S.*?(?:[.!?;:]+(?=\s)|$)", text.replace("\n", " ")):
+    for sentence in re.findall(r"\S.*?(?:[.!?;:]+(?=\s)|$)", text):
         while len(sentence) > longest:
             cut = sentence.rfind(", ", 1, longest) + 1 or sentence.rfind(" ", 1, longest) + 1 or longest
             chunks.append(sentence[:cut].strip())
@@ -198,7 +202,7 @@ def sentences(text, longest=160):
             chunks[-1] += " " + sentence
         else:
             chunks.append(sentence)
-    return [c for c in chunks if any(x.isalnum() for x in c)] or [text]
+    return chunks
 
 
 @torch.no_grad()
@@ -238,17 +242,13 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
 
 
 def check_steps(b, steps, w):
-    """--steps and --cfg as the checkpoint allows them, defaults filled in -> (steps, w)."""
-    allowed = b.contract["steps"]
+    """--steps as the checkpoint allows them and --cfg, defaults filled in -> (steps, w)."""
+    allowed, kind = b.contract["steps"], b.contract["kind"]
     steps = (min(allowed) if allowed else 10) if steps is None else steps
-    if steps < 1 or (allowed and steps not in allowed):
-        raise BadInput(f"--steps {steps}: this {b.contract['kind']} takes "
-                       f"{'one of ' + ', '.join(map(str, allowed)) if allowed else 'any number from 1 up'}")
-    w = (b.contract["cfg"] if b.contract["kind"] == "teacher" else 0.0) if w is None else w
-    if not 0 <= w <= 20:
-        raise BadInput(f"--cfg {w}: expected a number from 0 (one call a step) to 20; "
-                       f"the teacher's best was about {b.contract['cfg']}, a student's is 0 to 0.1")
-    return steps, w
+    if not 1 <= steps <= 1000 or (allowed and steps not in allowed):
+        takes = f"one of {', '.join(map(str, allowed))}" if allowed else "any number from 1 to 1000"
+        raise BadInput(f"--steps {steps}: this {kind} takes {takes}")
+    return steps, (b.contract["cfg"] if kind == "teacher" else 0.0) if w is None else w
 
 
 def load_vocoder(name):
@@ -280,7 +280,7 @@ def plot_mels(rows, path):
     for ax, (title, mel) in zip(axes[:, 0], rows):
         ax.imshow(mel.float().cpu().numpy().T, origin="lower", aspect="auto", interpolation="nearest",
                   vmin=-2.5, vmax=3)
-        ax.set_title(title, fontsize=9, loc="left")
+        ax.set_title(title, fontsize=9, loc="left", parse_math=False)     # "$" is a dollar
         ax.set_ylabel("mel band", fontsize=8)
     axes[-1, 0].set_xlabel("frame")
     fig.savefig(path, dpi=80)
@@ -295,7 +295,7 @@ def main():
     p.add_argument("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
     p.add_argument("--cfg", type=float,
                    help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls "
-                   "(default: 0 for a student, for a teacher what it was trained to be distilled at)")
+                   "(default: 0 for a student, for a teacher the --cfg of its training run)")
     p.add_argument("--voice", help="one of the checkpoint's own voices, or 'none' (default: its first)")
     p.add_argument("--prompt", help="a recording whose voice to use, with --prompt_text")
     p.add_argument("--prompt_text", help="the words spoken in --prompt")
@@ -306,14 +306,18 @@ def main():
                    "(needs transformers; default: Griffin-Lim)")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     p.add_argument("--out", default="out/sample.wav",
-                   help="where the audio goes; a .png of the mel goes beside it")
+                   help="where the audio goes, .wav or .flac; a .png of the mel goes beside it")
     a = p.parse_args()
-    if not 0.25 <= a.speed <= 4:
-        raise BadInput(f"--speed {a.speed}: expected 0.25 to 4")
+    check_numbers(a)
+    out = Path(a.out)
+    if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
+        raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
     device = pick_device(a.device)
     b = load_checkpoint(a.ckpt, device)
     steps, w = check_steps(b, a.steps, a.cfg)
-    texts = [encode_checked(t, b.vocab, "--text") for t in sentences(a.text)]
+    encode_checked(a.text, b.vocab, "--text")                                     # names what is dropped
+    texts = [encode(chunk, b.vocab)[0] for chunk in sentences(normalise(a.text))  # chunks that keep a letter
+             if any(map(str.isalpha, set(chunk) & set(b.vocab)))]
     if a.prompt or a.prompt_text:
         if not (a.prompt and a.prompt_text):
             raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
@@ -325,18 +329,17 @@ def main():
     else:
         voice = b.voices[a.voice or next(iter(b.voices))]
     vocoder = load_vocoder(a.vocoder) if a.vocoder else griffin_lim
-    out = Path(a.out)
     out.parent.mkdir(parents=True, exist_ok=True)
 
     calls = []                                  # count what really happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
     start = clock.perf_counter()
-    mel = torch.cat(speak(b, texts, voice, steps, w, a.seed, a.speed))            # (T, M)
+    mels = speak(b, texts, voice, steps, w, a.seed, a.speed)                      # [(T, M)]
     flow = clock.perf_counter() - start
-    wav = vocoder(mel, b.s)
+    wav = np.concatenate([vocoder(mel, b.s) for mel in mels])                     # memory follows the longest
     total = clock.perf_counter() - start
     soundfile.write(out, np.clip(wav, -1, 1), b.s.rate)
-    plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", mel)],
+    plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", torch.cat(mels))],
               out.with_suffix(".png"))
     seconds = len(wav) / b.s.rate
     per = math.ceil(len(texts) / 8)

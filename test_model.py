@@ -509,6 +509,13 @@ def test_checkpoint_round_trip(tmp_path, time):
     assert (tmp_path / "h.pt").stat().st_size < 0.6 * (tmp_path / "a.pt").stat().st_size
 
 
+def test_steps_and_guidance_by_default_and_at_most():
+    assert sample.check_steps(tiny_bundle(), None, None) == (10, 1.5)
+    assert sample.check_steps(tiny_bundle("step"), None, None) == (1, 0.0)
+    with pytest.raises(BadInput, match="1 to 1000"):
+        sample.check_steps(tiny_bundle(), 1001, None)
+
+
 class Malicious:
     def __reduce__(self):
         return (Path.touch, (Path(self.target),))
@@ -661,7 +668,8 @@ def test_training_numbers_out_of_range(tmp_path, capsys, module, flag, value):
                                           (["--speed", 0], "--speed"),
     (["--prompt", "x.wav", "--prompt_text", "hello"], "no such file"),
                                           (["--no-such-flag", 1], "unrecognized"),
-    (["--out", "/proc/nowhere/x.wav"], "cannot use")])
+    (["--out", "/proc/nowhere/x.wav"], "cannot use"), (["--out", "x"], ".wav"), (["--out", "x.png"], ".wav"),
+    (["--seed", 10 ** 30], "--seed"), (["--device", "cpu:x"], "--device")])
 def test_sample_bad_input(trained, tmp_path, capsys, flags, words):
     text = [] if "--text" in flags else ["--text", "hello"]
     out = [] if "--out" in flags else ["--out", tmp_path / "x.wav"]
@@ -674,11 +682,17 @@ def test_sample_speaks_with_prompt_and_in_chunks(trained, tmp_path, capsys):
     write_wav(tmp_path / "p.wav", seed=5)
     flags = ["--prompt", tmp_path / "p.wav", "--prompt_text", "hello there", "--out", tmp_path / "x.wav",
              "--seed", 3]
-    assert run(sample, "--ckpt", trained.student, "--text", "Good morning \u03b1 to you.", *flags) == 0
+    text = "Dr. \u03b1 paid $5} or $6." + " \u0431" * 60 + ". Good morning to you."
+    assert run(sample, "--ckpt", trained.student, "--text", text, *flags) == 0
     assert "1 network call," in capsys.readouterr().out and len(soundfile.read(tmp_path / "x.wav")[0]) > 1600
     assert run(sample, "--ckpt", trained.teacher, "--text", "Good morning. " * 60, "--steps", 2, "--cfg", 1,
                *flags) == 0
     assert "2 batches of sentences" in capsys.readouterr().out
+    write_wav(tmp_path / "p.wav", seconds=15.5)
+    (tmp_path / "d.wav").mkdir()
+    for more, words in (([], "longer than 15 s"), (["--out", tmp_path / "d.wav"], "expected the name")):
+        assert run(sample, "--ckpt", trained.student, "--text", text, *flags, *more) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module, flags, words", [
