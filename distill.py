@@ -24,8 +24,8 @@ from tqdm import tqdm
 from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
 from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
-from teacher import (Interrupt, Log, ema_update, generator, held_out, infill, learning_rate, load_state,
-                     optimise, rollout, save_state)
+from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate, load_state, optimise,
+                     rollout, save_state, seed_update)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -35,7 +35,7 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
 
     Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s, and supplies one term of
     Eq. 7, the endpoint with probability a: in expectation the weighted sum, at one network call instead of
-    two. Errors are means over the frames to generate. A part that no item supplied is nan.
+    two. Errors are means over the frames to generate. A part that nothing supplied is nan.
     a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
     U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
     """
@@ -48,7 +48,7 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
     r = r.masked_fill(end, 0)                              # the endpoint term asks at the chord's start, X_s
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
-    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], uncond)
+    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], float(uncond))
     D_, r_ = D[:, None, None], r[:, None, None]
 
     def network(x, t, condition):  # the step token names n alone; without tokens the network is told t
@@ -60,12 +60,12 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     endpoint = ((X_s + D_ * v - X_e) ** 2).mean(-1)                               # Eq. 6  (B, T)
     velocity = ((v - v_bar) ** 2).mean(-1)                                        # Eq. 6  (B, T)
     L_dual = torch.where(end[:, None], endpoint, velocity)[todo].mean()           # Eq. 7, in expectation
-    L_CFG = X.new_zeros(())
+    L_CFG = X.new_tensor(math.nan)
     if uncond:  # weak CFG: keeps v_u near v_c, so that a little guidance still works
         L_CFG = ((network(x_mf, s + r * D, null) - v.detach()) ** 2)[todo].mean()
     parts = dict(endpoint=endpoint[end[:, None] & todo].mean(), cfg=L_CFG,
                  velocity=velocity[~end[:, None] & todo].mean())
-    return L_dual + cfg_weight * L_CFG, parts
+    return L_dual + cfg_weight * L_CFG if uncond else L_dual, parts
 
 
 METHODS = {
@@ -95,9 +95,9 @@ def teacher_states(teacher, batch, steps, w):
 class Trajectories:
     """Batches with teacher states for the loop: `pool` at a time, each used `reuse` times, then the next.
 
-    A rollout costs 20 network calls or more, an update two and their backward passes: reuse makes the teacher
-    cheap. Which trajectory an update gets, and its noise, follow from the update's number alone, so a resumed
-    run makes again only those of its block that it still needs.
+    A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass: reuse makes the
+    teacher cheap. Which trajectory an update gets, and its noise, follow from the update's number alone, so a
+    resumed run makes again only those of its block that it still needs.
     """
 
     def __init__(self, teacher, corpus, a, device, first):
@@ -114,7 +114,7 @@ class Trajectories:
         if inside == 0 or not self.plan:
             self.made, self.plan = {}, list(itertools.islice(self.batches, a.pool))
         if which not in self.made:
-            g = generator(a.seed + 1, block * a.pool + which)
+            g = seed_update(a.seed + 1, block * a.pool + which)
             batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
             batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
             self.made[which] = teacher_states(self.teacher, batch, a.steps, a.cfg)
@@ -132,8 +132,8 @@ def distance(x1, target, todo):
 
 def flow_rtf(model, batch, grid, w, s, repeats=7):
     """Seconds of one utterance's flow (text branch and network, batch 1, no vocoder) per second of speech."""
-    T = int(batch["mask"][0].sum())
-    one = {k: v[:1] if k in ("text", "durations") else v[:1, :T] for k, v in batch.items()}
+    T, L = int(batch["mask"][0].sum()), int((batch["text"][0] > 0).sum())
+    one = {k: v[:1, :L if k in ("text", "durations") else T] for k, v in batch.items()}
     speech = int(one["todo"].sum()) * s.hop / s.rate
     times = []
     for _ in range(repeats + 1):
@@ -148,8 +148,9 @@ def flow_rtf(model, batch, grid, w, s, repeats=7):
 def final_table(teacher, student, batch, target, steps, w, s, device, out):
     """Print and write table.md, mels and audio: teacher@10 (target), teacher@1, student@n, same noise."""
     rows, sounds = [], {}
-    todo = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w), ("teacher@1", teacher, 1, 0.0)]
-    for name, model, n, guide in todo + [(f"student@{n}", student, n, 0.0) for n in steps]:
+    systems = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w), ("teacher@1", teacher, 1, 0.0)]
+    systems += [(f"student@{n}", student, n, 0.0) for n in steps]
+    for name, model, n, guide in dict.fromkeys(systems):                          # once each, also at w = 0
         x1 = target if n == 10 and model is teacher else rollout(model, batch, cosine_grid(n), guide)[-1]
         total, conditioning = count_parameters(model)
         name = f"{name}, w = {guide:g}" if model is teacher else name
@@ -211,12 +212,16 @@ def arguments():
     add("--p_noref", type=float, default=0.1, help="share of items without a reference (default %(default)s)")
     add("--eval_every", type=int, default=200, help="updates between reports (default %(default)s)")
     add("--save_every", type=int, default=200, help="updates between checkpoints (default %(default)s)")
-    add("--resume", action="store_true", help="continue the run in --out")
+    add("--resume", action="store_true",
+        help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args()
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
-        raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4")
+        raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4, "
+                       f"whose least common multiple is at most 64")
+    if a.method == "velocity" and not a.dual:
+        raise BadInput("--no-dual --method velocity: --no-dual means --method endpoint; use one of them")
     check_numbers(a)
     return a
 
@@ -247,14 +252,13 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     teacher, student, ema, corpus, bundle = build(a, device)
     optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    settings = dict(dit=asdict(student.config), method=a.method, seed=a.seed, batch_frames=a.batch_frames,
-                    cfg=a.cfg)
+    settings = dict(vars(a), dit=asdict(student.config))
     first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
     method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
                      cfg_weight=0.01 if a.weak_cfg else 0.0)
     fixed = held_out(corpus, 16, device)
     goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
-    for guide in (0.0, a.cfg):
+    for guide in dict.fromkeys((0.0, a.cfg)):
         own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
         print(f"held out, mel MSE to teacher@10: the teacher's own single step at w = {guide:g} {own:.4f}")
 
@@ -262,7 +266,7 @@ def main():
     trajectories = Trajectories(teacher, corpus, a, device, first)
     parts, since = [], clock.perf_counter()
     for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
-        g = generator(a.seed, step)
+        g = seed_update(a.seed, step)
         n = a.steps[int(torch.randint(len(a.steps), (), generator=g))]
         loss, part = method(student, trajectories[step], n, g)
         rate = learning_rate(step, a.lr, a.warmup, a.max_iters)
@@ -281,11 +285,12 @@ def main():
                        teacher_share=trajectories.seconds / seconds)
             parts, since, trajectories.seconds = [], clock.perf_counter(), 0.0
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
-            save_state(out / "last.pt", done, student, ema, optimiser, **settings)
-            save_checkpoint(out / "student.pt", bundle)
+            save_checkpoint(out / "student.pt", bundle)                           # first: never older
+            save_state(out / "last.pt", done, student, ema, optimiser, settings)
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
+    interrupt.restore()
     final_table(teacher, ema, fixed, goal, sorted(a.steps), a.cfg, corpus.s, device, out)
     print(f"wrote {out / 'student.pt'}; hear it: python sample.py --ckpt {out / 'student.pt'} --text \"...\"")
 

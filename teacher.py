@@ -11,6 +11,7 @@ import copy
 import csv
 import itertools
 import math
+import os
 import signal
 import time as clock
 from dataclasses import asdict
@@ -23,8 +24,7 @@ from tqdm import tqdm
 from data import BadInput, MelSettings, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
 from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device,
-                    plot_mels,
-                    save_atomic, save_checkpoint)
+                    plot_mels, save_atomic, save_checkpoint)
 
 # --------------------------------------------------------------------------------------- shared by both loops
 
@@ -44,25 +44,25 @@ def ema_update(ema, net, step, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
 
 
-def generator(seed, step):
-    """Random numbers of one update, from (seed, step): a resumed run draws the same."""
-    torch.manual_seed(seed * 1_000_003 + step)                                    # what dropout draws from
+def seed_update(seed, step):
+    """Seed torch (for dropout) from (seed, step) -> generator of the update: a resumed run draws the same."""
+    torch.manual_seed(seed * 1_000_003 + step)
     return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
 def optimise(loss, net, optimiser, rates, step, clip=1.0):
     """Backward, clip, update -> gradient norm. rates: the learning rate of each parameter group.
 
-    A loss that is not finite stops the run before it reaches the weights.
+    A loss or gradient that is not finite stops the run before it reaches the weights.
     """
-    if not torch.isfinite(loss):
-        raise BadInput(f"the loss is {loss.item()} at update {step}; the last checkpoint is intact: "
-                       f"lower --lr (now {rates[0]:.1e}) and use --resume")
     for group, rate in zip(optimiser.param_groups, rates):
         group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+    if not torch.isfinite(loss + norm):
+        raise BadInput(f"loss {loss.item():g} and gradient norm {norm.item():g} at update {step}: run again "
+                       f"with a lower --lr (now {rates[0]:.1e}); the last checkpoint is intact")
     optimiser.step()
     return norm
 
@@ -80,15 +80,18 @@ class Log:
         """Add one row; values are numbers."""
         self.rows.append({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
         fields = list(dict.fromkeys(k for r in self.rows for k in r))
-        with open(self.path, "w", newline="") as file:
+        partial = Path(f"{self.path}.partial")
+        with open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(self.rows)
+        os.replace(partial, self.path)
         tqdm.write("  ".join(f"{k} {v}" for k, v in self.rows[-1].items()))
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM set a flag; the loop finishes its update, saves and stops."""
+    """Ctrl-C and SIGTERM set a flag: the loop finishes its update, saves and stops. Twice: it stops at once.
+    """
 
     def __init__(self):
         self.asked = False
@@ -97,20 +100,31 @@ class Interrupt:
 
     def __call__(self, *_):
         self.asked = True
+        self.restore()
+
+    def restore(self):
+        """Give both signals back to Python."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def save_state(path, step, net, ema, optimiser, **more):
-    """Everything --resume needs, atomically."""
+FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters"}  # may differ on --resume
+
+
+def save_state(path, step, net, ema, optimiser, settings):
+    """Everything --resume needs, atomically. settings: plain values, see load_state."""
     save_atomic(path, dict(format="dsflow-state-1", step=step, net=net.state_dict(), ema=ema.state_dict(),
-                           optimiser=optimiser.state_dict(), **more))
+                           optimiser=optimiser.state_dict(), settings=settings))
 
 
-def load_state(path, net, ema, optimiser, expect):
-    """Restore save_state's file -> updates done. expect: settings that must match (name -> value)."""
+def load_state(path, net, ema, optimiser, settings):
+    """Restore save_state's file -> updates done. settings (name -> value) must match, except those in FREE.
+    """
     state = load_file(path, "dsflow-state-1")
-    for name, value in expect.items():
-        if state[name] != value:
-            raise BadInput(f"--resume: {path} was made with another {name}: {state[name]}, now {value}")
+    for name in sorted(settings.keys() - FREE):
+        old, new = state.get("settings", {}).get(name), settings[name]
+        if old != new:
+            raise BadInput(f"--resume: {path} was made with another {name}: {old}, now {new}")
     net.load_state_dict(state["net"])
     ema.load_state_dict(state["ema"])
     optimiser.load_state_dict(state["optimiser"])
@@ -188,7 +202,7 @@ def cfm_loss(model, batch, t):
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def evaluate(bundle, batch, w, out, name):
+def report_held_out(bundle, batch, w, out, name):
     """Held-out losses at fixed noise and times; mel picture and audio of teacher@10 beside the recording."""
     t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
     with torch.no_grad():
@@ -232,11 +246,12 @@ def arguments():
     add("--p_nothing", type=float, default=0.15,
         help="share trained without reference and text (default %(default)s)")
     add("--cfg", type=float, default=1.5,
-        help="guidance of the samples, and the default for distilling (default %(default)s)")
+        help="guidance of the samples, and sample.py's default for this teacher (default %(default)s)")
     add("--eval_every", type=int, default=1000,
         help="updates between reports with samples (default %(default)s)")
     add("--save_every", type=int, default=500, help="updates between checkpoints (default %(default)s)")
-    add("--resume", action="store_true", help="continue the run in --out")
+    add("--resume", action="store_true",
+        help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args()
@@ -273,14 +288,13 @@ def main():
     corpus, net, ema, bundle = build(a, device)
     groups = [dict(params=net[name].parameters()) for name in ("dit", "duration")]
     optimiser = torch.optim.AdamW(groups, a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    settings = dict(dit=asdict(net["dit"].config), vocab=corpus.vocab, seed=a.seed,
-                    batch_frames=a.batch_frames)
+    settings = dict(vars(a), dit=asdict(net["dit"].config), vocab=corpus.vocab)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
     log, interrupt, fixed = Log(out / "log.csv", first), Interrupt(), held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), first, None)
     since, running = clock.perf_counter(), []
     for step in tqdm(range(first, a.max_iters), "teacher", initial=first, total=a.max_iters, disable=None):
-        g = generator(a.seed, step)
+        g = seed_update(a.seed, step)
         batch = infill(collate(corpus, [corpus.train[i] for i in next(order)]), g, a.p_noref, a.p_nothing)
         t = torch.rand(len(batch["mel"]), generator=g).to(device)
         batch = {k: v.to(device) for k, v in batch.items()}
@@ -297,16 +311,17 @@ def main():
         if done % a.eval_every == 0 or done == a.max_iters:
             means = torch.tensor(running).mean(0).tolist()
             seconds = (clock.perf_counter() - since) / len(running)
-            flow, duration = evaluate(bundle, fixed, a.cfg, out, f"step{done:06d}")
+            flow, duration = report_held_out(bundle, fixed, a.cfg, out, f"step{done:06d}")
             log.report(step=done, loss=means[0], duration_loss=means[1], grad_norm=means[2], held_loss=flow,
                        held_duration_loss=duration, seconds_per_update=seconds)
             since, running = clock.perf_counter(), []
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
-            save_state(out / "last.pt", done, net, ema, optimiser, **settings)
-            save_checkpoint(out / "teacher.pt", bundle)
+            save_checkpoint(out / "teacher.pt", bundle)                           # first: never older
+            save_state(out / "last.pt", done, net, ema, optimiser, settings)
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
+    interrupt.restore()
     print(f"wrote {out / 'teacher.pt'}; hear it: python sample.py --ckpt {out / 'teacher.pt'} --text \"...\"")
 
 

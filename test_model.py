@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -83,17 +84,15 @@ def test_constant_velocity_gives_zero_loss_and_exact_endpoints(n):
 
 
 def test_endpoint_is_velocity_at_the_chords_start_times_interval_squared():
-    """METHOD's identity || X_s + D v - X_e ||^2 = D^2 || v - vbar ||^2, through the loss itself, at n = 1, D
-    = 1 and n = 2.
-    """
+    """|| X_s + D v - X_e ||^2 = D^2 || v - vbar ||^2, through the loss itself, at D = 1 and D = 1/4."""
     student, batch = randomised(model.DiT(replace(SMALL, time="step", steps=(1, 2)))), make_batch()
-    X = torch.randn(3, *batch["mel"].shape)
-    for n, states, grid in ((1, X[:2], [0.0, 1.0]), (1, X[:2], [0.0, 0.25])):
-        b = dict(batch, states=states, grid=torch.tensor(grid))
-        _, end = distill.dsflow_loss(student, b, n, torch.Generator(), a=1.0)
+    X = torch.randn(2, *batch["mel"].shape)
+    for grid in ([0.0, 1.0], [0.0, 0.25]):
+        b = dict(batch, states=X, grid=torch.tensor(grid))
+        _, end = distill.dsflow_loss(student, b, 1, torch.Generator(), a=1.0)
         cond, _ = sample.conditions(student, b["text"], b["align"], b["ref"])
         v_bar = (X[1] - X[0]) / grid[1]
-        velocity = ((student(X[0], n, *cond, b["mask"]) - v_bar) ** 2)[b["todo"]].mean()
+        velocity = ((student(X[0], 1, *cond, b["mask"]) - v_bar) ** 2)[b["todo"]].mean()
         assert torch.allclose(end["endpoint"], grid[1] ** 2 * velocity, rtol=1e-4)
 
 
@@ -150,8 +149,8 @@ def test_loss_scale_an_error_of_one_everywhere_is_one():
     states = distill.teacher_states(flow, batch, [1], w=0.0)
     shifted = dict(states, states=torch.stack([states["states"][0], states["states"][-1] + 1]))
     for a in (0.0, 1.0):
-        loss, _ = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), a, p_uncond=0.0)
-        assert abs(loss - 1) < 1e-5
+        loss, parts = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), a, p_uncond=0.0)
+        assert abs(loss - 1) < 1e-5 and parts["cfg"].isnan()                       # not drawn, not 0
     assert abs(teacher.cfm_loss(flow, dict(batch, mel=batch["mel"], x0=batch["x0"]), torch.rand(2))) < 1e-9
 
 
@@ -559,13 +558,22 @@ def test_a_full_disk_or_a_kill_while_saving_loses_nothing(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+@pytest.mark.parametrize("loss, words", [(lambda w: w.sum() * torch.nan, "loss nan .* at update 7"),
+                                         (lambda w: (w * 0).sum().sqrt(), "loss 0 and gradient norm nan")])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(loss, words):
     net = torch.nn.Linear(2, 2)
     before = net.weight.clone()
-    with pytest.raises(BadInput, match="loss is nan at update 7"):
-        optimiser = torch.optim.SGD(net.parameters(), 1.0)
-        teacher.optimise(net.weight.sum() * float("nan"), net, optimiser, [1.0], 7)
+    with pytest.raises(BadInput, match=words):
+        teacher.optimise(loss(net.weight), net, torch.optim.SGD(net.parameters(), 1.0), [1.0], 7)
     assert torch.equal(net.weight, before)
+
+
+def test_the_second_interrupt_stops_at_once():
+    interrupt = teacher.Interrupt()
+    signal.raise_signal(signal.SIGINT)
+    assert interrupt.asked
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -600,7 +608,7 @@ def trained(tmp_path_factory):
 
 def test_commands_leave_what_they_promise(trained):
     left = {p.name for p in (trained.tmp / "s").iterdir()}
-    assert {"student.pt", "log.csv", "table.md", "mels_0.png", "student@1.wav".replace("@", "_at_")} <= left
+    assert {"student.pt", "log.csv", "table.md", "mels_0.png", "student_at_1.wav"} <= left
     header, *rows = (trained.tmp / "s" / "log.csv").read_text().splitlines()
     assert {"loss", "endpoint", "velocity", "cfg", "grad_norm", "mse@1", "mse@4",
             "seconds_per_update"} <= set(header.split(","))
@@ -639,6 +647,27 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, monkeypat
                for k in whole["net"])
     rows = [(tmp_path / d / "log.csv").read_text().splitlines() for d in ("whole", "cut")]
     assert [r.split(",")[0] for r in rows[0]] == [r.split(",")[0] for r in rows[1]]
+    assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 7, "--resume") == 0
+    state = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)
+    assert state["step"] == 7 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    torch.save({k: v for k, v in state.items() if k != "settings"}, tmp_path / "cut" / "last.pt")
+    assert run(command, *flags, "--out", tmp_path / "cut", "--resume") == 2           # an older file
+
+
+@pytest.mark.parametrize("module, flag, value", [
+    (teacher, "--lr", 0.1), (teacher, "--p_noref", 0.5), (teacher, "--size", "small"), (distill, "--pool", 3),
+    (distill, "--method", "endpoint"), (distill, "--steps", 1), (distill, "--cfg", 0)])
+def test_resume_refuses_other_settings(trained, capsys, module, flag, value):
+    flags = ["--out", trained.tmp / "t"] if module is teacher else \
+        ["--out", trained.tmp / "s", "--teacher", trained.teacher]
+    assert run(module, *trained.common, *flags, "--resume", flag, value) == 2
+    assert re.search(f"made with another ({flag[2:]}|dit): .*, now ", capsys.readouterr().err)
+
+
+def test_an_unguided_target_is_listed_once(trained, tmp_path):
+    assert run(distill, *trained.common, "--teacher", trained.teacher, "--out", tmp_path, "--max_iters", 1,
+               "--steps", 1, "--cfg", 0) == 0
+    assert (tmp_path / "table.md").read_text().count("teacher@1,") == 1
 
 
 @pytest.mark.parametrize("module", [data, teacher, distill, sample])
@@ -697,6 +726,8 @@ def test_sample_speaks_with_prompt_and_in_chunks(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("module, flags, words", [
     (teacher, ["--data", "nowhere"], "no such folder"), (distill, ["--steps", 0], "--steps 0"),
+    (distill, ["--steps", 1, 100], "at most 64"),
+    (distill, ["--no-dual", "--method", "velocity"], "use one of them"),
     (distill, ["--teacher", "nowhere.pt"], "no such file"), (distill, ["--cfg", "nan"], "--cfg nan"),
     (teacher, ["--out", "/proc/nowhere"], "cannot use"), (teacher, ["--resume"], "no such file")])
 def test_training_bad_input(trained, tmp_path, capsys, module, flags, words):
