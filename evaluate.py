@@ -20,7 +20,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from data import BadInput, cli, encode, griffin_lim, load_audio, normalise, find_utterances, prepare
+from data import (BadInput, check_numbers, cli, encode, find_utterances, griffin_lim, load_audio, normalise,
+                  prepare)
 from sample import check_steps, load_checkpoint, pick_device, speak
 
 
@@ -40,8 +41,9 @@ def words(text):
 
 
 def start_recogniser():
-    """One decoder per worker process; pocketsphinx carries its English model."""
+    """One thread and one decoder per worker process; pocketsphinx carries its English model."""
     global decoder
+    torch.set_num_threads(1)
     from pocketsphinx import Decoder
     decoder = Decoder(samprate=16000, loglevel="FATAL")
 
@@ -61,7 +63,6 @@ def decode(job):
 
 def score(pool, mels, s, texts):
     """Mels -> (word error rate over all words, audio of each)."""
-    torch.set_num_threads(1)
     wavs = list(tqdm(pool.imap(decode, [(m, s) for m in mels]), total=len(mels), leave=False, disable=None))
     heard = pool.map(recognise, wavs)
     errors = sum(word_errors(words(t), h) for t, h in zip(texts, heard))
@@ -69,8 +70,14 @@ def score(pool, mels, s, texts):
 
 
 def nearest_voice(encoder, wavs, speakers, anchors):
-    """Audio of each -> (share nearest to its own speaker's anchor, mean cosine to own, and to the others)."""
-    names = list(anchors)
+    """Audio of each -> (share nearest to its own speaker's anchor, mean cosine to own, and to the others).
+
+    Speakers without an anchor are left out; None: nothing is left to compare.
+    """
+    names, known = list(anchors), [k for k, speaker in enumerate(speakers) if speaker in anchors]
+    if len(names) < 2 or not known:
+        return None
+    wavs, speakers = [wavs[k] for k in known], [speakers[k] for k in known]
     cosines = np.array([[encoder.embed_utterance(w) @ anchors[n] for n in names] for w in wavs])
     own = np.array([[n == s for n in names] for s in speakers])
     nearest = np.array(names)[cosines.argmax(1)] == np.array(speakers)
@@ -94,6 +101,7 @@ def main():
                    help="noise of sentence i is drawn from (seed, i) (default 0)")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args()
+    check_numbers(a)
     if importlib.util.find_spec("pocketsphinx") is None:
         raise BadInput("evaluate.py needs the package pocketsphinx: pip install pocketsphinx")
     device, out = pick_device(a.device), Path(a.out)
@@ -101,8 +109,11 @@ def main():
     s, vocab = bundles[0].s, bundles[0].vocab
     if any(b.s != s for b in bundles):
         raise BadInput("--ckpt: these checkpoints have different mel settings and cannot share a table")
+    plan = [(path, b, *check_steps(b, n, w)) for path, b in zip(a.ckpt, bundles)
+            for n in a.steps or b.contract["steps"] or [10]
+            for w in (a.cfg if a.cfg and b.contract["kind"] == "teacher" else [None])]
     corpus = prepare(a.data, s, vocab, a.cache)
-    paths = {name: path for name, path, _, _ in find_utterances(a.data)[0]}
+    paths = {(speaker, name): path for name, path, _, speaker in find_utterances(a.data)[0]}
     chosen, seen = [], {}
     for i in (corpus.held if a.held else range(len(corpus.names))):  # each sentence once, voices in turn
         seen.setdefault(corpus.texts[i], []).append(i)
@@ -120,7 +131,7 @@ def main():
         anchors = {n: encoder.embed_utterance(griffin_lim(v["mel"].float(), s)) for n, v in voices.items()}
     except ImportError:
         print("speaker similarity left out: it needs the packages resemblyzer and webrtcvad-wheels")
-    rows = []
+    rows = ["| system | word error rate | nearest to own voice | cosine own / other |\n|---|---|---|---|"]
     with multiprocessing.get_context("spawn").Pool(2, start_recogniser) as pool:
         def report(name, mels, wavs=None):
             """One row of the table; wavs: the recordings themselves, else mels go through Griffin-Lim."""
@@ -129,7 +140,7 @@ def main():
             else:
                 heard = pool.map(recognise, wavs)
                 wer = sum(map(word_errors, map(words, texts), heard)) / sum(len(words(t)) for t in texts)
-            told = nearest_voice(encoder, wavs, speakers, anchors) if len(anchors) > 1 else None
+            told = nearest_voice(encoder, wavs, speakers, anchors)
             rows.append(f"| {name} | {wer:.3f} | "
                         + ("{:.0%} | {:.2f} / {:.2f} |".format(*told) if told else "- | - |"))
             print(rows[-1])
@@ -137,21 +148,17 @@ def main():
                 soundfile.write(out / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{k}.wav",
                                 np.clip(wavs[k], -1, 1), s.rate)
 
-        print("| system | word error rate | nearest to own voice | cosine own / other |\n|---|---|---|---|")
-        report("recording", None, [load_audio(paths[corpus.names[i]], s) for i in chosen])
+        print(rows[0])
+        report("recording", None, [load_audio(paths[corpus.speakers[i], corpus.names[i]], s) for i in chosen])
         report("copy synthesis", [corpus.mel(i) for i in chosen])
-        for path, b in zip(a.ckpt, bundles):
-            ids = [encode(t, b.vocab)[0] for t in texts]
-            for n in a.steps or b.contract["steps"] or [10]:
-                for w in a.cfg if a.cfg and b.contract["kind"] == "teacher" else [None]:
-                    n, w = check_steps(b, n, w)
-                    mels = [None] * len(ids)
-                    for name in dict.fromkeys(speakers):                           # one voice at a time
-                        mine = [k for k, sp in enumerate(speakers) if sp == name]
-                        voice = b.voices.get(name) or next(iter(b.voices.values()))
-                        for k, m in zip(mine, speak(b, [ids[k] for k in mine], voice, n, w, a.seed)):
-                            mels[k] = m
-                    report(f"{Path(path).stem}@{n}, w = {w:g}", mels)
+        for path, b, n, w in plan:
+            ids, mels = [encode(t, b.vocab)[0] for t in texts], [None] * len(texts)
+            for name in dict.fromkeys(speakers):                                  # one voice at a time
+                mine = [k for k, sp in enumerate(speakers) if sp == name]
+                voice = b.voices.get(name) or next(iter(b.voices.values()))
+                for k, m in zip(mine, speak(b, [ids[k] for k in mine], voice, n, w, a.seed)):
+                    mels[k] = m
+            report(f"{Path(path).stem}@{n}, w = {w:g}", mels)
     (out / "table.md").write_text("\n".join(rows) + "\n")
     total = sum(len(words(t)) for t in texts)
     print(f"{len(chosen)} sentences of {a.data}, {total} words, seed {a.seed}; wrote {out}")

@@ -21,6 +21,7 @@ import torch
 
 import data
 import distill
+import evaluate
 import model
 import sample
 import teacher
@@ -670,7 +671,7 @@ def test_an_unguided_target_is_listed_once(trained, tmp_path):
     assert (tmp_path / "table.md").read_text().count("teacher@1,") == 1
 
 
-@pytest.mark.parametrize("module", [data, teacher, distill, sample])
+@pytest.mark.parametrize("module", [data, teacher, distill, sample, evaluate])
 def test_help(module, capsys):
     assert run(module, "--help") == 0
     assert "--" in capsys.readouterr().out and module.__doc__
@@ -729,7 +730,8 @@ def test_sample_speaks_with_prompt_and_in_chunks(trained, tmp_path, capsys):
     (distill, ["--steps", 1, 100], "at most 64"),
     (distill, ["--no-dual", "--method", "velocity"], "use one of them"),
     (distill, ["--teacher", "nowhere.pt"], "no such file"), (distill, ["--cfg", "nan"], "--cfg nan"),
-    (teacher, ["--out", "/proc/nowhere"], "cannot use"), (teacher, ["--resume"], "no such file")])
+    (teacher, ["--out", "/proc/nowhere"], "cannot use"), (teacher, ["--resume"], "no such file"),
+    (evaluate, ["--count", 0], "--count 0"), (evaluate, ["--cfg", 1, "nan"], "--cfg nan")])
 def test_training_bad_input(trained, tmp_path, capsys, module, flags, words):
     usual = ["--out", tmp_path, "--data", trained.tmp / "corpus", "--cache", trained.tmp / "cache",
              "--device", "cpu"]
@@ -753,6 +755,15 @@ def test_exit_status_of_a_real_process(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "data.py", "--data", tmp_path / "nothing"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_word_errors_and_nearest_voice():
+    assert evaluate.word_errors("the old clock struck".split(), "an old clock".split()) == 2
+    encoder = types.SimpleNamespace(embed_utterance=lambda wav: wav)
+    x, y = np.eye(2)
+    anchors = dict(a=x, b=y)
+    assert evaluate.nearest_voice(encoder, [x, y, y], ["a", "a", "nobody"], anchors) == (0.5, 0.5, 0.5)
+    assert evaluate.nearest_voice(encoder, [x], ["nobody"], anchors) is None
 
 
 # --------------------------------------------------------------------------------------------- the repository
