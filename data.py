@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import librosa
@@ -99,6 +99,14 @@ class MelSettings:
     floor: float = 1e-4     # magnitudes under this count as silence
     mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance, like x0 ~ N(0, I):
     std: float = 0.9        # load_audio brings every recording to the same level
+    center: bool = True     # a frame's middle is its sample; False: (n_fft - hop) / 2 samples are padded
+    power: float = 0.0      # added to the squared magnitude
+    keep_loud: bool = False  # recordings louder than the level stay as they are
+
+VOCOS = MelSettings(rate=24000, n_mels=100, fmin=0.0, fmax=12000.0, htk=True, norm="", log="ln", floor=1e-5,
+                    mean=0.0, std=1.0, keep_loud=True)
+MELS = {"speecht5": MelSettings(), "vocos": VOCOS,        # the two that F5-TTS was published with
+        "bigvgan": replace(VOCOS, htk=False, norm="slaney", center=False, power=1e-9)}
 
 
 @functools.lru_cache
@@ -110,10 +118,16 @@ def filterbank(s):
 
 
 def mel_spectrogram(wav, s):
-    """Audio (samples,) in [-1, 1] -> normalised log mel (T, M), T = samples // hop + 1. The only mel."""
+    """Audio (samples,) in [-1, 1] -> normalised log mel (T, M). The only mel.
+
+    T = samples // hop + 1, or samples // hop if not centred.
+    """
     wav = torch.as_tensor(wav, dtype=torch.float32)
-    spec = torch.stft(wav, s.n_fft, s.hop, window=torch.hann_window(s.n_fft), center=True, pad_mode="reflect",
-                      return_complex=True).abs()                                  # (n_fft / 2 + 1, T)
+    if not s.center:
+        wav = torch.nn.functional.pad(wav[None], ((s.n_fft - s.hop) // 2,) * 2, "reflect")[0]
+    spec = torch.stft(wav, s.n_fft, s.hop, window=torch.hann_window(s.n_fft), center=s.center,
+                      pad_mode="reflect", return_complex=True).abs()              # (n_fft / 2 + 1, T)
+    spec = (spec ** 2 + s.power).sqrt() if s.power else spec
     mel = (filterbank(s) @ spec).clamp(min=s.floor).T                             # (T, M)
     log = mel.log10() if s.log == "log10" else mel.log()
     return (log - s.mean) / s.std
@@ -130,12 +144,14 @@ def griffin_lim(mel, s, n_iter=60):
     magnitude = 10 ** log if s.log == "log10" else log.exp()
     magnitude = magnitude * (magnitude > 2 * s.floor)                             # the floor is silence
     spec = (torch.linalg.pinv(filterbank(s)) @ magnitude.T).clamp(min=0)          # (n_fft / 2 + 1, T)
-    wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=s.hop, n_fft=s.n_fft, random_state=0)
-    return wav.astype(np.float32)
+    wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=s.hop, n_fft=s.n_fft, center=s.center,
+                             random_state=0)
+    edge = 0 if s.center else (s.n_fft - s.hop) // 2
+    return wav[edge:len(wav) - edge].astype(np.float32)
 
 
 def load_audio(path, s, level=0.1, longest=math.inf):
-    """Any soundfile format, rate and channel count -> mono (samples,) at s.rate, its RMS set to level.
+    """Any soundfile format, rate and channel count -> mono (samples,) at s.rate, RMS set to level (0: as is).
 
     Raises BadInput, naming the file, when it is missing, unreadable, silent, shorter than one FFT window, or,
     without decoding it, over `longest` seconds.
@@ -157,7 +173,8 @@ def load_audio(path, s, level=0.1, longest=math.inf):
     rms = float(np.sqrt(np.mean(wav ** 2)))
     if not 1e-4 < rms < 1e4:                                                      # also catches NaN and inf
         raise BadInput(f"{path}: silent or not audio (RMS {rms:.1e})")
-    return np.clip(wav * (level / rms), -1.0, 1.0).astype(np.float32)
+    gain = 1.0 if not level or (s.keep_loud and rms > level) else level / rms
+    return np.clip(wav * gain, -1.0, 1.0).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- text
@@ -197,11 +214,58 @@ def _spoken_number(token):
 def encode(text, vocab):
     """Text -> character ids (L,) int64 in 1 ... V (0 is the filler), and the characters that vocab lacks.
 
-    A space at each end gives the silence before and after the sentence a character of its own.
+    vocab a string: our characters, spoken English. A space at each end gives the silence before and after the
+    sentence a character of its own; what is unknown is dropped. A list: F5-TTS's tokens; what is unknown
+    becomes its first token, the space, as there.
     """
-    text = " " + normalise(text) + " "
-    known = [c for c in text if c in vocab]
-    return torch.tensor([vocab.index(c) + 1 for c in known], dtype=torch.long), set(text) - set(vocab)
+    f5 = isinstance(vocab, list)
+    tokens = f5_tokens(text) if f5 else " " + normalise(text) + " "
+    number = {token: i for i, token in enumerate(vocab, 1)}
+    ids = [number.get(token, 1) for token in tokens if f5 or token in number]
+    return torch.tensor(ids, dtype=torch.long), set(tokens) - set(number)
+
+
+CHINESE = re.compile("[\u3100-\u9fff]")
+# Words as the segmenter rjieba finds them in English: "re-use" and "3.14" are one, "don't" is three.
+ENGLISH = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*%?|[._-]{2,}|.", re.S)
+
+
+def f5_tokens(text):
+    """Text -> F5-TTS's tokens: its characters, and for Chinese a space and pinyin with the tone, like "dui4".
+
+    As there, a word of Latin letters gets a space before it unless the text has one ("Hello,world").
+    """
+    text = text.translate(str.maketrans(";\u201c\u201d\u2018\u2019", ",\"\"''"))
+    if CHINESE.search(text):
+        try:
+            import rjieba
+            from pypinyin import Style, lazy_pinyin
+        except ImportError:
+            raise BadInput("Chinese text needs the packages pypinyin and rjieba: pip install pypinyin rjieba "
+                           f"({text[:20]!r})") from None
+    tokens = []
+    for word in rjieba.cut(text) if CHINESE.search(text) else ENGLISH.findall(text):
+        sounds = word
+        if word.isascii() and len(word) > 1 and tokens and tokens[-1] not in " :'\"":
+            tokens.append(" ")
+        elif CHINESE.search(word):
+            sounds = lazy_pinyin(word, style=Style.TONE3, tone_sandhi=True, errors=list)
+        for char, sound in zip(word, sounds):
+            tokens += [" ", sound] if CHINESE.match(char) else [sound]
+    return tokens
+
+
+def read_vocab(path):
+    """F5-TTS's vocab.txt, one token a line -> list of tokens. The first is the space, and has to be."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")               # any line end, nothing else
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadInput(f"--vocab {path}: cannot be read ({problem})") from None
+    tokens = lines[:-1] if lines[-1] == "" else lines
+    if not tokens or tokens[0] != " ":
+        raise BadInput(f"--vocab {path}: its first line is {tokens[:1]}, not a single space; expected the "
+                       "vocab.txt of the checkpoint as published, not stripped")
+    return tokens
 
 
 # ---------------------------------------------------------------------------------------------------- corpora
@@ -417,7 +481,8 @@ def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
 
 def _build(found, skipped, s, vocab, out, folder):
     """Mels of all usable recordings into out/mel.f16, then alignment, then the index; adds to skipped."""
-    texts = [normalise(text) for _, _, text, _ in found]
+    aligned = not isinstance(vocab, list)                                         # F5-TTS is not
+    texts = [normalise(text) if aligned else text for _, _, text, _ in found]
     vocab = vocab or "".join(sorted(set(" ".join(texts)) | {" "}))
     rows, ids, frames, unknown = [], [], [], set()
     with open(out / "mel.f16", "wb") as file:
@@ -438,7 +503,7 @@ def _build(found, skipped, s, vocab, out, folder):
                 ids.append(i)
                 frames.append(len(mel))
     if unknown:
-        print(f"characters that the vocabulary lacks, dropped: {' '.join(sorted(unknown))}")
+        print(f"characters that the vocabulary lacks: {' '.join(sorted(unknown))}")
     if not rows:
         raise BadInput(f"--data {folder}: none of its {len(found)} recordings can be used, for example "
                        f"{skipped[0][0]}: {skipped[0][1]}")
@@ -447,7 +512,11 @@ def _build(found, skipped, s, vocab, out, folder):
 
     def features(i):
         return cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32)))
-    durations, gauss = align_corpus(features, ids, len(vocab))
+    if aligned:
+        durations, gauss = align_corpus(features, ids, len(vocab))
+    else:                                       # all frames are filed under the first token
+        durations = [torch.cat([torch.tensor([T]), torch.zeros_like(i)[1:]]) for T, i in zip(frames, ids)]
+        gauss = {"mean": torch.zeros(0), "var": torch.zeros(0)}
     np.savez(out / "arrays.npz", frames=np.array(frames), chars=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).numpy(), durations=torch.cat(durations).numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold
-from sample import conditions, cosine_grid, load_checkpoint, pick_device, plot_mels, save_checkpoint
+from sample import (add_f5_flags, conditions, cosine_grid, load_checkpoint, pick_device, plot_mels,
+                    save_checkpoint)
 from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate, load_state, optimise,
                      rollout, save_state, seed_update)
 
@@ -48,11 +49,12 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
     r = r.masked_fill(end, 0)                              # the endpoint term asks at the chord's start, X_s
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
-    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], float(uncond))
+    mask = batch["mask"]
+    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], mask, float(uncond))
     D_, r_ = D[:, None, None], r[:, None, None]
 
     def network(x, t, condition):  # the step token names n alone; without tokens the network is told t
-        return student(x, n if student.config.time == "step" else t, *condition, batch["mask"])
+        return student(x, n if student.config.time == "step" else t, *condition, mask)
 
     v_bar = (X_e - X_s) / D_                                                      # Eq. 4  mean velocity
     x_mf = (1 - r_) * X_s + r_ * X_e                                              # Eq. 5  point on the chord
@@ -185,7 +187,9 @@ def arguments():
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--steps", type=int, nargs="+", default=[1, 2, 4],
         help="network steps the student is made for (default 1 2 4)")
-    add("--teacher", default="checkpoints/teacher.pt", help="checkpoint of teacher.py (default %(default)s)")
+    add("--teacher", default="checkpoints/teacher.pt",
+        help="checkpoint of teacher.py, or F5-TTS's own (default %(default)s)")
+    add_f5_flags(p)
     add("--data", default="corpus", help="folder of recordings, see data.py (default corpus)")
     add("--out", default="out/distill",
         help="checkpoints, log, table, pictures and audio (default %(default)s)")
@@ -210,6 +214,10 @@ def arguments():
         help="updates made from each teacher trajectory (default %(default)s)")
     add("--pool", type=int, default=195, help="trajectories kept at a time (default %(default)s)")
     add("--p_noref", type=float, default=0.1, help="share of items without a reference (default %(default)s)")
+    add("--bf16", action="store_true", help="train in bfloat16 (autocast); weights and reports stay float32")
+    add("--recompute", action="store_true",
+        help="keep no activations inside blocks, compute them again for the gradient: less memory, slower")
+    add("--count", type=int, default=16, help="held-out recordings that reports use (default %(default)s)")
     add("--eval_every", type=int, default=200, help="updates between reports (default %(default)s)")
     add("--save_every", type=int, default=200, help="updates between checkpoints (default %(default)s)")
     add("--resume", action="store_true",
@@ -228,7 +236,7 @@ def arguments():
 
 def build(a, device):
     """Teacher, student, its average, the corpus, and the Bundle around the average that will be saved."""
-    b = load_checkpoint(a.teacher, device)
+    b = load_checkpoint(a.teacher, device, a.flavour, a.vocab, a.mel)
     if b.contract["kind"] != "teacher":
         raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
     corpus = prepare(a.data, b.s, b.vocab, a.cache)
@@ -237,6 +245,7 @@ def build(a, device):
     student = fold(teacher, sorted(a.steps), token=a.token) if a.tokens else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
+    student.recompute = a.recompute
     contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=a.cfg, iters=a.max_iters)
     bundle = replace(b, model=ema, contract=contract, config=vars(a))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
@@ -256,7 +265,7 @@ def main():
     first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
     method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
                      cfg_weight=0.01 if a.weak_cfg else 0.0)
-    fixed = held_out(corpus, 16, device)
+    fixed = held_out(corpus, a.count, device)
     goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
     for guide in dict.fromkeys((0.0, a.cfg)):
         own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
@@ -268,7 +277,8 @@ def main():
     for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
         g = seed_update(a.seed, step)
         n = a.steps[int(torch.randint(len(a.steps), (), generator=g))]
-        loss, part = method(student, trajectories[step], n, g)
+        with torch.autocast(device.type, torch.bfloat16, enabled=a.bf16):
+            loss, part = method(student, trajectories[step], n, g)
         rate = learning_rate(step, a.lr, a.warmup, a.max_iters)
         norm = optimise(loss, student, optimiser, [rate], step)
         ema_update(ema, student, step, a.ema)

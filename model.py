@@ -9,8 +9,9 @@ THE SWITCH is DiTConfig.time:
 fold() turns the first into the second exactly, at one t.
 
 Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
-positions, rotary attention, adaLN-Zero. Unlike there, padding never leaks: an item gives the same output
-alone and in any batch.
+positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself, whose weights
+DiT.from_pretrained() loads. Unlike there, padding never leaks: an item gives the same output alone and in
+any batch.
 
 Shapes: B batch, T mel frames, L characters, M mel bands, D width, E text width, H heads, d head width.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,29 @@ class DiTConfig:
     mels: int = 80
     dim: int = 192              # D
     depth: int = 4
-    heads: int = 3              # H; head width d = D / H
+    heads: int = 3              # H
+    head_dim: int = 64          # d
     ff_mult: int = 2            # hidden width of the feed-forward, in D
     text_dim: int = 192         # E
     text_blocks: int = 4
     time: str = "adaln"         # the switch: "adaln" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
     token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as a frame
+    aligned: bool = True        # text blocks run over characters, each frame takes those it speaks; False, as
+    #                             in F5-TTS: over T frames, fillers after the text, with absolute positions
+    mask_filler: bool = True    # not aligned: fillers stay 0 between the text blocks
+    rotary_heads: int = 0       # so many heads have positions; 0: all
 
 
 SIZES = {
-    "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3M: trains on two CPU cores
-    "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 20M: one GPU, minutes
+    "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3.1M: trains on a CPU
+    "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 19M: one GPU, minutes
     "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's shape
 }
+
+
+FLAVOURS = {"v0": dict(aligned=False, mask_filler=False, rotary_heads=1),         # F5TTS_Base, F5TTS_Small
+            "v1": dict(aligned=False)}                                            # F5TTS_v1_Base, v1_Small
 
 
 # ------------------------------------------------------------------------------------------------- leaves
@@ -73,18 +84,25 @@ class ConvNeXtV2(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Character ids (B, L) -> features (B, L, E): embedding, then ConvNeXt-V2 blocks, dropout before each."""
+    """Character ids (B, L) -> features (B, L, E): embedding, then ConvNeXt-V2 blocks, dropout before each.
 
-    def __init__(self, vocab, dim, blocks, dropout=0.0):
+    mask (B, L): what belongs to the item, None: all. keep (B, L): what is not set to 0 between the blocks.
+    """
+
+    def __init__(self, vocab, dim, blocks, dropout=0.0, positions=False):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.positions = dropout, positions
         self.embed = nn.Embedding(vocab + 1, dim)
         self.blocks = nn.ModuleList(ConvNeXtV2(dim) for _ in range(blocks))
 
-    def forward(self, text, mask):
+    def forward(self, text, mask, keep):
         x = self.embed(text)                                                      # (B, L, E)
+        if self.positions and self.blocks:
+            table = rotary_table(x.shape[1], x.shape[2], x.device)                # (L, E / 2)
+            x = x + torch.cat([table.real, table.imag], -1).type_as(x)
+            x = masked(x, keep)
         for block in self.blocks:
-            x = block(F.dropout(x, self.dropout, self.training), mask)
+            x = masked(block(F.dropout(x, self.dropout, self.training), mask), keep)
         return masked(x, mask)
 
 
@@ -103,32 +121,33 @@ class ConvPosition(nn.Module):
 
 
 def rotary_table(T, d, device):
-    """Rotation angles of T positions for heads of width d -> cos, sin, each (T, d / 2) float32."""
+    """Rotations of T positions for heads of width d, as complex numbers e^(i angle), (T, d / 2) complex64."""
     frequency = 10000 ** (-torch.arange(0, d, 2, device=device).float() / d)      # (d / 2,)
     angle = torch.arange(T, device=device).float()[:, None] * frequency           # (T, d / 2)
-    return angle.cos(), angle.sin()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def rotate(x, rotary):
-    """Rotary position embedding on interleaved pairs. x (B, H, T, d)."""
-    cos, sin = rotary
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)                            # (B, H, T, d / 2) each
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
+    """Rotary position embedding on interleaved pairs: each is a complex number. x (B, H, T, d)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))               # (B, H, T, d / 2)
+    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
 
 
 class Attention(nn.Module):
     """Rotary multi-head self-attention that never looks at padding. (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, c):
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.heads, self.rotary_heads = c.heads, c.rotary_heads or c.heads
+        self.qkv = nn.Linear(c.dim, 3 * c.heads * c.head_dim)
+        self.out = nn.Linear(c.heads * c.head_dim, c.dim)
 
     def forward(self, x, rotary, mask):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
         keys = None if mask is None else mask[:, None, None, :]                   # (B, 1, 1, T)
-        x = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=keys)
+        q, k = (torch.cat([rotate(i[:, :self.rotary_heads], rotary), i[:, self.rotary_heads:]], 1)
+                for i in (q, k))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out(x.transpose(1, 2).flatten(2))                             # (B, T, D)
 
 
@@ -153,7 +172,7 @@ class Block(nn.Module):
         super().__init__()
         affine = c.time == "step"
         self.norm1 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
-        self.attn = Attention(c.dim, c.heads)
+        self.attn = Attention(c)
         self.norm2 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
         self.ff1 = nn.Linear(c.dim, c.ff_mult * c.dim)
         self.ff2 = nn.Linear(c.ff_mult * c.dim, c.dim)
@@ -181,12 +200,13 @@ class DiT(nn.Module):
 
     embed_text() makes h once per utterance; forward() is one network call.
     """
+    recompute = False           # True: blocks keep no activations for the backward pass, they run again in it
 
     def __init__(self, config):
         super().__init__()
         c = self.config = config
         assert c.time in ("adaln", "step"), f"DiTConfig.time is {c.time!r}, not 'adaln' or 'step'"
-        self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks)
+        self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks, positions=not c.aligned)
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
         self.timestep = TimestepMLP(c.dim) if c.time == "adaln" else None
@@ -207,16 +227,22 @@ class DiT(nn.Module):
         if self.token is not None:
             nn.init.zeros_(self.token.weight)
 
-    def embed_text(self, text, align, drop=None):
+    def embed_text(self, text, align, mask=None, drop=None):
         """Characters (B, L) and align (B, T), the character each frame speaks -> frame-level text features h
         (B, T, E).
 
-        drop (B,) bool: these items get "no text" (all filler), the text half of the unconditional branch.
+        mask (B, T) bool: valid frames, None if all are. drop (B,) bool: these items get "no text" (filler),
+        the text half of the unconditional branch. A text that is not aligned takes only T from align.
         """
-        valid = text > 0                                                          # (B, L)
+        if not self.config.aligned:
+            T = align.shape[1]
+            text = F.pad(text, (0, max(0, T - text.shape[1])))[:, :T]             # (B, T)
+        valid = text > 0                                                          # before drop, as in F5-TTS
         if drop is not None:
             text = text.masked_fill(drop[:, None], 0)
-        h = self.text(text, valid)                                                # (B, L, E)
+        if not self.config.aligned:
+            return self.text(text, mask, valid if self.config.mask_filler else mask)
+        h = self.text(text, valid, valid)                                         # (B, L, E)
         return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))          # (B, T, E)
 
     def forward(self, x, time, ref, h, mask=None):
@@ -230,7 +256,8 @@ class DiT(nn.Module):
         x = self.position(x, mask)
         temb = None
         if self.timestep is not None:
-            temb = self.timestep(torch.as_tensor(time, device=x.device, dtype=torch.float32).expand(len(x)))
+            time = torch.as_tensor(time, device=x.device, dtype=torch.float32)
+            temb = self.timestep(time.reshape(-1))                                # (B, D), (1, D) for one t
         else:
             token = self.token.weight[self.config.steps.index(time)]              # (D,)
             if self.config.token == "add":
@@ -238,9 +265,12 @@ class DiT(nn.Module):
             else:
                 x = torch.cat([token.expand(len(x), 1, -1), x], 1)                # (B, 1 + T, D)
                 mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        rotary = rotary_table(x.shape[1], self.config.dim // self.config.heads, x.device)
+        rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
         for block in self.blocks:
-            x = block(x, temb, rotary, mask)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, temb, rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, temb, rotary, mask)
         x = self.norm_out(x)
         if self.adaln_out is not None:
             scale, shift = self.adaln_out(F.silu(temb))[:, None].chunk(2, -1)     # (B, 1, D)
@@ -248,6 +278,43 @@ class DiT(nn.Module):
         elif self.config.token == "prepend":
             x = x[:, 1:]                                                          # (B, T, D)
         return self.proj_out(x)                                                   # (B, T, M)
+
+
+    @classmethod
+    def from_pretrained(cls, path, flavour):
+        """F5-TTS checkpoint (.safetensors or .pt, layouts of SWivid/F5-TTS) -> DiT in float32 on the CPU.
+
+        flavour: "v0" or "v1", which the file cannot tell; all sizes are read from its tensors. Raises
+        ValueError, one line, when the file does not fit.
+        """
+        if flavour not in FLAVOURS:
+            raise ValueError(f"flavour {flavour}: {path} is one of {' or '.join(FLAVOURS)}, its author knows "
+                             "which: names and shapes are the same")
+        file = read_f5(path)
+        shape = {name: tuple(tensor.shape) for name, tensor in file.items()}
+        (rows, E), (M, D) = shape["text_embed.text_embed.weight"], shape["proj_out.weight"]
+        d = 2 * len(file.get("rotary_embed.inv_freq", torch.zeros(32)))
+        c = DiTConfig(vocab=rows - 1, mels=M, dim=D, text_dim=E, head_dim=d,
+                      depth=sum(name.endswith("attn.to_q.weight") for name in file),
+                      heads=shape["transformer_blocks.0.attn.to_q.weight"][0] // d,
+                      ff_mult=shape["transformer_blocks.0.ff.ff.0.0.weight"][0] // D,
+                      text_blocks=sum(name.endswith("dwconv.weight") for name in file), **FLAVOURS[flavour])
+        with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
+            model = cls(c)
+        weights, wrong, known = {}, [], {"rotary_embed.inv_freq"}
+        for name, ours in model.state_dict().items():
+            theirs = f5_names(name)
+            want = (1, 1, *ours.shape) if "grn" in theirs[0] else (len(ours) // len(theirs), *ours.shape[1:])
+            bad = [f"{k} {shape.get(k, 'missing')}" for k in theirs if shape.get(k) != want]
+            if not bad:
+                weights[name] = torch.cat([file[k].float() for k in theirs]).view(ours.shape)
+            wrong, known = wrong + bad, known | set(theirs)
+        wrong += [f"{name} not known" for name in sorted(set(shape) - known)]
+        if wrong:
+            raise ValueError(f"{path}: {len(wrong)} tensors are missing, extra or of another shape: "
+                             + ", ".join(wrong))
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
 
 
 def count_parameters(model):
@@ -259,7 +326,8 @@ def count_parameters(model):
 
 @torch.no_grad()
 def fold(teacher, steps, t=0.0, token="add"):
-    """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero.
+    """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero (with
+    token "prepend" but for one more frame to attend to).
 
     adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
     and gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how to start]
@@ -285,6 +353,53 @@ def fold(teacher, steps, t=0.0, token="add"):
     return student
 
 
+# ------------------------------------------------------------------------------------------------- F5's files
+
+F5_NAMES = (("timestep.mlp", "time_embed.time_mlp"), ("text.embed", "text_embed.text_embed"),
+            ("text.blocks", "text_embed.text_blocks"), ("gamma", "grn.gamma"), ("beta", "grn.beta"),
+            ("proj_in", "input_embed.proj"), ("position.conv1", "input_embed.conv_pos_embed.conv1d.0"),
+            ("position.conv2", "input_embed.conv_pos_embed.conv1d.2"), ("adaln_out", "norm_out.linear"),
+            ("adaln", "attn_norm.linear"), ("attn.out", "attn.to_out.0"), ("ff1", "ff.ff.0.0"),
+            ("ff2", "ff.ff.2"))
+
+
+def f5_names(name):
+    """Our parameter -> the F5-TTS parameters that it consists of; q, k and v are one matrix here."""
+    name = f"transformer_{name}" if name.startswith("blocks.") else name
+    for ours, theirs in F5_NAMES:
+        name = name.replace(ours, theirs)
+    return [name.replace("qkv", f"to_{part}") for part in "qkv"] if "qkv" in name else [name]
+
+
+def read_f5(path):
+    """F5-TTS file -> its EMA tensors {name in the DiT: tensor}. Only tensors are read, no code can run."""
+    try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+            file = load_file(path)
+        else:
+            file = torch.load(path, map_location="cpu", weights_only=True)
+            file = file.get("ema_model_state_dict", file)
+    except ImportError:
+        raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as problem:                # both libraries raise many types
+        raise ValueError(f"{path}: truncated or not a checkpoint ({str(problem)[:60]!r})") from None
+    if "model_state_dict" in file:
+        raise ValueError(f"{path}: no ema_model_state_dict, only the online weights of a training run; "
+                         "expected the averaged ones")
+    file = {k.removeprefix("ema_model.").removeprefix("transformer."): v for k, v in file.items()
+            if k.startswith(("ema_model.transformer.", "transformer."))}
+    for name in ("transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.ff.ff.0.0.weight",
+                 "text_embed.text_embed.weight", "proj_out.weight"):
+        if name not in file:
+            unet = any(k.startswith("layers.") for k in file)
+            raise ValueError(f"{path}: no tensor {name}: expected F5-TTS's DiT"
+                             + ", not the UNetT of E2-TTS" * unet)
+    return file
+
+
 # ------------------------------------------------------------------------------------------------- durations
 
 
@@ -297,7 +412,7 @@ class DurationPredictor(nn.Module):
         self.out = nn.Linear(dim, 1)
 
     def forward(self, text):
-        return self.out(self.text(text, text > 0)).squeeze(-1)                    # (B, L)
+        return self.out(self.text(text, text > 0, text > 0)).squeeze(-1)                    # (B, L)
 
     def loss(self, text, durations):
         """Mean squared error of the log durations over valid characters."""

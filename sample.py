@@ -14,12 +14,13 @@ import time as clock
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import librosa
 import numpy as np
 import soundfile
 import torch
 
-from data import (BadInput, MelSettings, align_batch, cepstra, check_numbers, cli, encode, frame_to_char,
-                  griffin_lim, load_audio, log_mel, mel_spectrogram, normalise)
+from data import (MELS, BadInput, MelSettings, align_batch, cepstra, check_numbers, cli, encode,
+                  frame_to_char, griffin_lim, load_audio, log_mel, mel_spectrogram, normalise, read_vocab)
 from model import DiT, DiTConfig, DurationPredictor
 
 # ------------------------------------------------------------------------------------------------- checkpoint
@@ -30,7 +31,7 @@ class Bundle:
     """What a checkpoint holds: enough to speak, to distil and to be checked, with nothing assumed elsewhere.
     """
     model: DiT
-    duration: DurationPredictor
+    duration: DurationPredictor     # None for F5-TTS, which has a rule instead, see f5_plan()
     s: MelSettings
     vocab: str
     gauss: dict         # the aligner's Gaussians, to align a voice prompt with its text
@@ -47,7 +48,8 @@ def save_checkpoint(path, b, half=True):
         return {k: v.detach().cpu().half() if half else v.detach().cpu() for k,
                 v in module.state_dict().items()}
     save_atomic(path, dict(format="dsflow-1", dit=asdict(b.model.config), model=pack(b.model),
-                           duration=pack(b.duration), mel=asdict(b.s), vocab=b.vocab, gauss=b.gauss,
+                           duration=b.duration and pack(b.duration), mel=asdict(b.s), vocab=b.vocab,
+                           gauss=b.gauss,
                            voices=b.voices,
                            contract=b.contract, config=b.config))
 
@@ -69,7 +71,7 @@ def save_atomic(path, content):
 
 def load_file(path, kind="dsflow-1"):
     """torch.load of tensors and plain values only (no code can run) -> the dict, of our format."""
-    hint = "expected a checkpoint written by teacher.py or distill.py"
+    hint = "expected a checkpoint written by teacher.py or distill.py, or F5-TTS's with --flavour v0 or v1"
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; {hint}")
     try:
@@ -83,14 +85,18 @@ def load_file(path, kind="dsflow-1"):
     return content
 
 
-def load_checkpoint(path, device="cpu"):
-    """File -> Bundle in float32 eval mode on device."""
+def load_checkpoint(path, device="cpu", flavour=None, vocab=None, mel="vocos"):
+    """File -> Bundle in float32 eval mode on device. flavour, vocab, mel: only for F5-TTS's own files."""
+    if flavour or str(path).endswith(".safetensors"):
+        return load_f5(path, device, flavour, vocab, mel)
     c = load_file(path)
     dit = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in c["dit"].items()})
-    model, duration = DiT(dit), DurationPredictor(dit.vocab)
+    model, duration = DiT(dit), DurationPredictor(dit.vocab) if c["duration"] else None
     model.load_state_dict({k: v.float() for k, v in c["model"].items()})
-    duration.load_state_dict({k: v.float() for k, v in c["duration"].items()})
-    return Bundle(model.to(device).eval(), duration.to(device).eval(), MelSettings(**c["mel"]), c["vocab"],
+    if duration:
+        duration.load_state_dict({k: v.float() for k, v in c["duration"].items()})
+        duration = duration.to(device).eval()
+    return Bundle(model.to(device).eval(), duration, MelSettings(**c["mel"]), c["vocab"],
                   c["gauss"], c["voices"], c["contract"], c["config"])
 
 
@@ -125,7 +131,20 @@ def uniform_grid(n):
     return torch.linspace(0, 1, n + 1)
 
 
-GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid}
+EPSS = {5: "0 2 4 8 16 32", 6: "0 2 4 6 8 16 32", 7: "0 2 4 6 8 16 24 32",
+        10: "0 2 4 6 8 12 16 20 24 28 32", 12: "0 2 4 6 8 10 12 14 16 20 24 28 32",
+        16: "0 1 2 3 4 5 6 7 8 10 12 14 16 20 24 28 32"}
+
+
+def epss_grid(n):
+    """F5-TTS's default, (n + 1,): for some n a table in 1/32, else equal steps; then sway sampling."""
+    t = torch.tensor([int(i) / 32 for i in EPSS[n].split()]) if n in EPSS else uniform_grid(n)
+    t = 1 - torch.cos(torch.pi / 2 * t)
+    t[-1] = 1.0
+    return t
+
+
+GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid, "epss": epss_grid}
 
 
 def noise(seed, lengths, mels, first=0):
@@ -135,13 +154,13 @@ def noise(seed, lengths, mels, first=0):
     return torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
 
 
-def conditions(model, text, align, ref, w=1.0):
+def conditions(model, text, align, ref, mask=None, w=1.0):
     """The condition (ref, h), and what guidance contrasts it with: (0, h of no text), or None at w = 0."""
-    cond = ref, model.embed_text(text, align)
+    cond = ref, model.embed_text(text, align, mask)
     if w == 0:
         return cond, None
     everyone = torch.ones(len(text), dtype=torch.bool, device=text.device)
-    return cond, (torch.zeros_like(ref), model.embed_text(text, align, everyone))
+    return cond, (torch.zeros_like(ref), model.embed_text(text, align, mask, everyone))
 
 
 def guided_velocity(model, x, time, cond, null, w, mask=None):
@@ -150,17 +169,22 @@ def guided_velocity(model, x, time, cond, null, w, mask=None):
     return v_c if w == 0 else v_c + w * (v_c - model(x, time, *null, mask))
 
 
-def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None):
+def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None, midpoint=False):
     """Integrate from noise x0 (B, T, M) along grid (N + 1,) -> all states (N + 1, B, T, M); the last is x1.
 
     known (B, T) bool: frames where the reference is given. Their path needs no network, it is the straight
     line (1 - t) x0 + t ref that the teacher saw there in training [ours; F5-TTS lets them drift and
-    overwrites at the end].
+    overwrites at the end]. midpoint: F5-TTS's other solver, two velocities a step.
     """
-    n, states = len(grid) - 1, [x0]
+    def velocity(x, t):
+        time = len(grid) - 1 if model.config.time == "step" else t
+        return guided_velocity(model, x, time, cond, null, w, mask)
+    states = [x0]
     for s, e in zip(grid[:-1].tolist(), grid[1:].tolist()):
-        time = n if model.config.time == "step" else s
-        x = states[-1] + (e - s) * guided_velocity(model, states[-1], time, cond, null, w, mask)
+        v = velocity(states[-1], s)
+        if midpoint:
+            v = velocity(states[-1] + (e - s) / 2 * v, (s + e) / 2)
+        x = states[-1] + (e - s) * v
         if known is not None:
             x = torch.where(known[..., None], (1 - e) * x0 + e * cond[0], x)
         states.append(x)
@@ -185,8 +209,8 @@ def encode_checked(text, vocab, flag):
     ids, dropped = encode(text, vocab)
     if dropped:
         print(f"{flag}: characters the checkpoint does not know, dropped: {' '.join(sorted(dropped))}")
-    if not any(vocab[i - 1].isalpha() for i in ids.tolist()):
-        raise BadInput(f"{flag} {text[:30]!r}: nothing to say; this checkpoint knows {vocab!r}")
+    if not any(vocab[i - 1].isalnum() for i in ids.tolist()):
+        raise BadInput(f"{flag} {text[:30]!r}: nothing to say; this checkpoint knows {str(vocab)[:99]}")
     return ids
 
 
@@ -205,40 +229,148 @@ def sentences(text, longest=160):
     return chunks
 
 
+def aligned_plan(b, texts, voice, speed):
+    """Character ids of each text [(L,)] -> prompt and text as one, [(ids (L,), align (T,))]."""
+    if voice is None:
+        none = torch.zeros(0, dtype=torch.long)
+        voice = dict(text=none, durations=none)
+
+    def predict(ids, speed):                    # durations in frames, (B, L), padding 0
+        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        return b.duration.predict(ids.to(b.model.proj_out.weight.device), speed).cpu()
+    if len(voice["text"]):                      # a slow speaker is continued slowly
+        rate = voice["durations"].sum() / predict([voice["text"]], 1.0).sum()
+        speed = speed / float(rate.clamp(0.6, 1.6))
+    return [(torch.cat([voice["text"], ids]), frame_to_char(torch.cat([voice["durations"], d[:len(ids)]])))
+            for ids, d in zip(texts, predict(texts, speed))]
+
+
+def pick_voice(b, a):
+    """The voice that --prompt, --prompt_text and --voice ask for: a prompt made, a ready one, or None."""
+    if a.prompt or a.prompt_text:
+        if not (a.prompt and a.prompt_text and a.prompt_text.strip()):
+            raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
+        return (make_voice if b.model.config.aligned else f5_voice)(b, a.prompt, a.prompt_text)
+    if not b.model.config.aligned:
+        raise BadInput("F5-TTS continues a recording: give one as --prompt and its words as --prompt_text")
+    if a.voice == "none" or not b.voices:
+        return None
+    if a.voice and a.voice not in b.voices:
+        raise BadInput(f"--voice {a.voice}: this checkpoint has {', '.join(b.voices)}, or use --prompt")
+    return b.voices[a.voice or next(iter(b.voices))]
+
+
+def split_text(b, text, voice, speed):
+    """--text -> its sentences as speak() takes them; those without a letter that b knows are left out."""
+    encode_checked(text, b.vocab, "--text")                                       # names what is dropped
+    if not b.model.config.aligned:
+        chunks = sentences(" ".join(text.split()), f5_longest(voice, b.s, speed))
+        return [chunk for chunk in chunks if any(map(str.isalnum, chunk))]
+    return [encode(chunk, b.vocab)[0] for chunk in sentences(normalise(text))
+            if any(map(str.isalpha, set(chunk) & set(b.vocab)))]
+
+
 @torch.no_grad()
 def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=8):
-    """Character ids of each text [(L,)] -> their mels [(T, M)], durations predicted; b is a Bundle.
+    """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
 
-    voice: a prompt (make_voice) that gives voice and speaking rate, None for whatever the noise suggests.
-    steps: network steps N; w: guidance; item i's noise comes from (seed, i). grid: (N + 1,), None: b's own.
+    texts: character ids of each [(L,)]; for F5-TTS the text itself. voice: a prompt (make_voice) that gives
+    voice and speaking rate, None for whatever the noise suggests. steps: network steps N; w: guidance; item
+    i's noise comes from (seed, i). grid: (N + 1,), None: b's own.
     """
     device = b.model.proj_out.weight.device
     grid = GRIDS[b.contract["grid"]](steps) if grid is None else grid
     pad, mels = torch.nn.utils.rnn.pad_sequence, []
-    if voice is None:
-        voice = dict(mel=torch.zeros(0, b.s.n_mels), text=torch.zeros(0, dtype=torch.long),
-                     durations=torch.zeros(0, dtype=torch.long))
-    else:                                       # a slow speaker is continued slowly
-        rate = voice["durations"].sum() / b.duration.predict(voice["text"][None].to(device)).sum().cpu()
-        speed = speed / float(rate.clamp(0.6, 1.6))
-    P = len(voice["mel"])
+    prompt = torch.zeros(0, b.s.n_mels) if voice is None else voice["mel"].float()  # (P, M)
+    plan, P = aligned_plan if b.model.config.aligned else f5_plan, len(prompt)
     for first in range(0, len(texts), batch):
-        ids = pad(list(texts[first:first + batch]), batch_first=True)
-        predicted = b.duration.predict(ids.to(device), speed).cpu()               # (B, L)
-        durations = [torch.cat([voice["durations"], d[i > 0]]) for d, i in zip(predicted, ids)]
-        lengths = [int(d.sum()) for d in durations]
-        text = pad([torch.cat([voice["text"], i[i > 0]]) for i in ids], batch_first=True).to(device)
-        align = pad([frame_to_char(d) for d in durations], batch_first=True).to(device)
-        frames = torch.arange(max(lengths))[None]
-        mask = (frames < torch.tensor(lengths)[:, None]).to(device)               # (B, T)
+        ids, aligns = zip(*plan(b, texts[first:first + batch], voice, speed))
+        lengths = torch.tensor([len(a) for a in aligns])
+        text, align = pad(ids, batch_first=True).to(device), pad(aligns, batch_first=True).to(device)
+        frames = torch.arange(int(lengths.max()))[None]
+        mask = (frames < lengths[:, None]).to(device) if len(ids) > 1 else None   # (B, T)
         known = (frames < P).expand(len(ids), -1).to(device)                      # (B, T)
-        ref = torch.zeros(len(ids), max(lengths), b.s.n_mels)
-        ref[:, :P] = voice["mel"].float()
-        cond, null = conditions(b.model, text, align, ref.to(device), w)
+        ref = torch.zeros(len(ids), len(frames[0]), b.s.n_mels)
+        ref[:, :P] = prompt
+        cond, null = conditions(b.model, text, align, ref.to(device), mask, w)
         x0 = noise(seed, lengths, b.s.n_mels, first).to(device)
-        x1 = euler(b.model, x0, grid, cond, null, w, None if len(ids) == 1 else mask, known)[-1].cpu()
-        mels += [x[P:T] for x, T in zip(x1, lengths)]
+        drift = b.contract.get("prompt") == "drift"                               # F5-TTS's way, see euler
+        x1 = euler(b.model, x0, grid, cond, null, w, mask, None if drift else known)[-1].cpu()
+        x1[:, :P] = prompt
+        mels += [x[P - drift:T] for x, T in zip(x1, lengths)]                     # its cut keeps a frame more
     return mels
+
+
+# ---------------------------------------------------------------------------------------------------- F5-TTS
+
+
+def add_f5_flags(p):
+    """What F5-TTS's own checkpoints do not say about themselves."""
+    p.add_argument("--flavour", help="only for F5-TTS's checkpoints: v0 (F5TTS_Base) or v1 (F5TTS_v1_Base)")
+    p.add_argument("--vocab", help="only for F5-TTS's checkpoints: the vocab.txt published with them")
+    p.add_argument("--mel", choices=["vocos", "bigvgan"], default="vocos",
+                   help="only for F5-TTS's checkpoints: the mel they were trained with (default vocos)")
+
+
+def load_f5(path, device, flavour, vocab, mel):
+    """F5-TTS's published files -> Bundle: a teacher that continues a prompt, with a rule for durations."""
+    if not flavour or not vocab:
+        raise BadInput(f"{path}: F5-TTS's checkpoints need --flavour, v0 or v1 (the file cannot tell), and "
+                       "--vocab, the vocab.txt published with them")
+    tokens, s = read_vocab(vocab), MELS[mel]
+    try:
+        model = DiT.from_pretrained(path, flavour)
+    except ValueError as problem:
+        raise BadInput(str(problem)) from None
+    if (len(tokens), s.n_mels) != (model.config.vocab, model.config.mels):
+        raise BadInput(f"--vocab {vocab}: {len(tokens)} tokens and {s.n_mels} mels, but {path} has "
+                       f"{model.config.vocab} and {model.config.mels}; take its own")
+    contract = dict(kind="teacher", steps=[], grid="epss", cfg=2.0, prompt="drift", iters=0)
+    return Bundle(model.to(device), None, s, tokens, {}, {}, contract, {})
+
+
+def f5_voice(b, path, text):
+    """A recording and its words -> voice prompt {"mel" (P, M), "words", "frames", "gain"} as there."""
+    wav = load_audio(path, b.s, level=0, longest=12)
+    wav = librosa.effects.trim(wav, top_db=42, ref=1.0)[0]                        # under -42 dB full scale
+    wav = np.append(wav, np.zeros(b.s.rate // 20, np.float32))
+    gain = min(1.0, float(np.sqrt(np.mean(wav ** 2))) / 0.1)                      # made louder, never quieter
+    words = text.strip() + " " * text.strip().endswith(".")
+    words = words if words.endswith((". ", "\u3002")) else words + ". "
+    words += " " * words[-1].isascii()
+    return dict(mel=mel_spectrogram(wav / gain, b.s), words=words, frames=len(wav) // b.s.hop, gain=gain)
+
+
+def f5_longest(voice, s, speed):
+    """Bytes of text that make about 22 s together with the prompt: the size of F5-TTS's chunks."""
+    seconds = voice["frames"] * s.hop / s.rate
+    return max(10, int(len(voice["words"].encode()) / seconds * (22 - seconds) * speed))
+
+
+def f5_plan(b, texts, voice, speed):
+    """aligned_plan() by F5-TTS's rule: a byte of text lasts as long as in the prompt; attention aligns."""
+    plan = []
+    for text in texts:
+        ids, size = encode(voice["words"] + text, b.vocab)[0], len(text.encode())
+        slow = speed if size >= 10 else 0.3
+        T = voice["frames"] + int(voice["frames"] / len(voice["words"].encode()) * size / slow)
+        T = min(max(T, len(ids) + 1, len(voice["mel"]) + 1), 65536)
+        plan.append((ids, torch.zeros(T, dtype=torch.long)))
+    return plan
+
+
+def join(wavs, fade):
+    """Audio of the chunks, one after the other, crossing over linearly in `fade` samples."""
+    whole = wavs[0]
+    for wav in wavs[1:]:
+        n = min(fade, len(whole), len(wav))
+        ramp = np.linspace(0, 1, n, dtype=np.float32)
+        both = whole[len(whole) - n:] * (1 - ramp) + wav[:n] * ramp
+        whole = np.concatenate([whole[:len(whole) - n], both, wav[n:]])
+    return whole
+
+
+# ---------------------------------------------------------------------------------------------------- command
 
 
 def check_steps(b, steps, w):
@@ -251,35 +383,43 @@ def check_steps(b, steps, w):
     return steps, (b.contract["cfg"] if kind == "teacher" else 0.0) if w is None else w
 
 
-def load_vocoder(name):
-    """SpeechT5's HiFi-GAN from a local folder or hub name -> a function like griffin_lim."""
-    try:
-        from transformers import SpeechT5HifiGan
-    except ImportError:
-        raise BadInput("--vocoder needs the package transformers: pip install transformers") from None
-    try:
-        net = SpeechT5HifiGan.from_pretrained(name).eval()
-    except (OSError, ValueError) as problem:
-        raise BadInput(f"--vocoder {name}: {str(problem).splitlines()[0]}") from None
+def load_vocoder(name, s):
+    """The vocoder of mel settings s, from a local folder or hub name -> a function like griffin_lim.
 
-    def decode(mel, s):
-        if (s.rate, s.n_mels, s.hop, s.fmin, s.fmax, s.log) != (16000, 80, 256, 80.0, 7600.0, "log10"):
-            raise BadInput(f"--vocoder {name}: made for 16 kHz, 80 log10 mels of 80-7600 Hz, not {s}")
-        with torch.no_grad():
-            return net(log_mel(mel.float(), s)).numpy()
-    return decode
+    SpeechT5's HiFi-GAN (package transformers) for our mels, Vocos (package vocos) for F5-TTS's.
+    """
+    if s not in (MELS["speecht5"], MELS["vocos"]):
+        raise BadInput(f"--vocoder {name}: none is known for these mels, {s}; leave it out for Griffin-Lim")
+    package = "vocos" if s == MELS["vocos"] else "transformers"
+    try:
+        if package == "vocos":
+            from vocos import Vocos
+            if Path(name).is_dir():
+                net = Vocos.from_hparams(Path(name) / "config.yaml")
+                net.load_state_dict(torch.load(Path(name) / "pytorch_model.bin", weights_only=True))
+            else:
+                net = Vocos.from_pretrained(name)
+            return lambda mel, s: net.eval().decode(log_mel(mel.float(), s).T[None])[0].numpy()
+        from transformers import SpeechT5HifiGan
+        net = SpeechT5HifiGan.from_pretrained(name).eval().requires_grad_(False)
+        return lambda mel, s: net(log_mel(mel.float(), s)).numpy()
+    except ImportError:
+        raise BadInput(f"--vocoder needs the package {package}: pip install {package}") from None
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise BadInput(f"--vocoder {name}: {str(problem).splitlines()[0]}") from None
 
 
 def plot_mels(rows, path):
-    """Pictures of mels [(title, (T, M))], one under the other on a common colour scale."""
+    """Pictures of mels [(title, (T, M))], one under the other on the colour scale of the first."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     fig, axes = plt.subplots(len(rows), 1, figsize=(11, 2.1 * len(rows)), squeeze=False,
                              constrained_layout=True)
+    low, high = rows[0][1].float().quantile(torch.tensor([0.02, 0.999], device=rows[0][1].device)).tolist()
     for ax, (title, mel) in zip(axes[:, 0], rows):
         ax.imshow(mel.float().cpu().numpy().T, origin="lower", aspect="auto", interpolation="nearest",
-                  vmin=-2.5, vmax=3)
+                  vmin=low, vmax=high)
         ax.set_title(title, fontsize=9, loc="left", parse_math=False)     # "$" is a dollar
         ax.set_ylabel("mel band", fontsize=8)
     axes[-1, 0].set_xlabel("frame")
@@ -296,14 +436,17 @@ def main():
     p.add_argument("--cfg", type=float,
                    help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls "
                    "(default: 0 for a student, for a teacher the --cfg of its training run)")
+    p.add_argument("--grid", choices=sorted(GRIDS), help="times of a teacher's steps (default: its own)")
     p.add_argument("--voice", help="one of the checkpoint's own voices, or 'none' (default: its first)")
     p.add_argument("--prompt", help="a recording whose voice to use, with --prompt_text")
     p.add_argument("--prompt_text", help="the words spoken in --prompt")
     p.add_argument("--speed", type=float, default=1.0, help="2 is twice as fast (default 1)")
     p.add_argument("--seed", type=int, default=0, help="noise of item i is drawn from (seed, i) (default 0)")
     p.add_argument("--vocoder",
-                   help="SpeechT5 HiFi-GAN folder or hub name, for example microsoft/speecht5_hifigan "
-                   "(needs transformers; default: Griffin-Lim)")
+                   help="folder or hub name: microsoft/speecht5_hifigan (needs transformers), for F5-TTS "
+                   "charactr/vocos-mel-24khz (needs vocos; default: Griffin-Lim)")
+    add_f5_flags(p)
+    p.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on most machines")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     p.add_argument("--out", default="out/sample.wav",
                    help="where the audio goes, .wav or .flac; a .png of the mel goes beside it")
@@ -313,30 +456,24 @@ def main():
     if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
         raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
     device = pick_device(a.device)
-    b = load_checkpoint(a.ckpt, device)
+    b = load_checkpoint(a.ckpt, device, a.flavour, a.vocab, a.mel)
     steps, w = check_steps(b, a.steps, a.cfg)
-    encode_checked(a.text, b.vocab, "--text")                                     # names what is dropped
-    texts = [encode(chunk, b.vocab)[0] for chunk in sentences(normalise(a.text))  # chunks that keep a letter
-             if any(map(str.isalpha, set(chunk) & set(b.vocab)))]
-    if a.prompt or a.prompt_text:
-        if not (a.prompt and a.prompt_text):
-            raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
-        voice = make_voice(b, a.prompt, a.prompt_text)
-    elif a.voice == "none" or not b.voices:
-        voice = None
-    elif a.voice and a.voice not in b.voices:
-        raise BadInput(f"--voice {a.voice}: this checkpoint has {', '.join(b.voices)}, or use --prompt")
-    else:
-        voice = b.voices[a.voice or next(iter(b.voices))]
-    vocoder = load_vocoder(a.vocoder) if a.vocoder else griffin_lim
+    if a.grid and b.contract["steps"] and a.grid != b.contract["grid"]:
+        raise BadInput(f"--grid {a.grid}: this student was made for the {b.contract['grid']} grid")
+    voice = pick_voice(b, a)
+    texts = split_text(b, a.text, voice, a.speed)
+    vocoder = load_vocoder(a.vocoder, b.s) if a.vocoder else griffin_lim
     out.parent.mkdir(parents=True, exist_ok=True)
 
     calls = []                                  # count what really happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
     start = clock.perf_counter()
-    mels = speak(b, texts, voice, steps, w, a.seed, a.speed)                      # [(T, M)]
+    grid = GRIDS[a.grid or b.contract["grid"]](steps)
+    with torch.autocast(device.type, torch.bfloat16, enabled=a.bf16):
+        mels = speak(b, texts, voice, steps, w, a.seed, a.speed, grid)            # [(T, M)]
     flow = clock.perf_counter() - start
-    wav = np.concatenate([vocoder(mel, b.s) for mel in mels])                     # memory follows the longest
+    fade = 0 if b.model.config.aligned else int(0.15 * b.s.rate)                  # no silence there
+    wav = join([vocoder(mel, b.s) for mel in mels], fade) * (voice or {}).get("gain", 1.0)
     total = clock.perf_counter() - start
     soundfile.write(out, np.clip(wav, -1, 1), b.s.rate)
     plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", torch.cat(mels))],

@@ -108,7 +108,8 @@ class Interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters"}  # may differ on --resume
+FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters", "count",
+        "recompute"}                            # may differ on --resume
 
 
 def save_state(path, step, net, ema, optimiser, settings):
@@ -159,7 +160,7 @@ def held_out(corpus, count, device):
 @torch.no_grad()
 def rollout(model, batch, grid, w):
     """The sampler on a batch that has ref, known and x0 -> states (N + 1, B, T, M)."""
-    cond, null = conditions(model, batch["text"], batch["align"], batch["ref"], w)
+    cond, null = conditions(model, batch["text"], batch["align"], batch["ref"], batch["mask"], w)
     return euler(model, batch["x0"], grid, cond, null, w, batch["mask"], batch["known"])
 
 
@@ -194,7 +195,7 @@ def cfm_loss(model, batch, t):
     """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2 on frames to fill in."""
     x0, x1 = batch["x0"], batch["mel"]
     x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * x1                     # (B, T, M)
-    h = model.embed_text(batch["text"], batch["align"], batch["drop"])            # (B, T, E)
+    h = model.embed_text(batch["text"], batch["align"], batch["mask"], batch["drop"])            # (B, T, E)
     v = model(x_t, t, batch["ref"], h, batch["mask"])
     return ((v - (x1 - x0)) ** 2)[batch["todo"]].mean()
 

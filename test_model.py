@@ -3,7 +3,9 @@ import ast
 import http.server
 import functools
 import hashlib
+import importlib.util
 import io
+import json
 import re
 import signal
 import subprocess
@@ -28,7 +30,7 @@ import teacher
 from data import BadInput, MelSettings
 
 ROOT = Path(__file__).resolve().parent
-SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, text_dim=16, text_blocks=2)
+SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, head_dim=16, text_dim=16, text_blocks=2)
 
 
 def randomised(net, seed=0):
@@ -61,7 +63,7 @@ def straight_teacher(batch):
     class Straight(torch.nn.Module):
         config = types.SimpleNamespace(time="adaln")
 
-        def embed_text(self, text, align, drop=None):
+        def embed_text(self, text, align, mask=None, drop=None):
             return torch.zeros(*align.shape, 1)
 
         def forward(self, x, time, ref, h, mask=None):
@@ -322,10 +324,10 @@ def test_vocoder_with_random_weights(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     config = transformers.SpeechT5HifiGanConfig(upsample_initial_channel=32)
     transformers.SpeechT5HifiGan(config).save_pretrained(tmp_path)
-    wav = sample.load_vocoder(str(tmp_path))(torch.randn(20, 80), MelSettings())
+    wav = sample.load_vocoder(str(tmp_path), MelSettings())(torch.randn(20, 80), MelSettings())
     assert wav.shape == (20 * 256,) and np.isfinite(wav).all()
-    with pytest.raises(BadInput, match="made for 16 kHz"):
-        sample.load_vocoder(str(tmp_path))(torch.randn(20, 80), MelSettings(log="ln"))
+    with pytest.raises(BadInput, match="none is known for these mels"):
+        sample.load_vocoder(str(tmp_path), MelSettings(log="ln"))
 
 
 @pytest.mark.parametrize("written, spoken", [
@@ -483,6 +485,184 @@ def test_download_resumes_and_checks(tmp_path):
     with pytest.raises(BadInput, match="checksum"):
         data.download(url, "0" * 64, tmp_path / "other")
     server.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------- F5-TTS
+
+F5 = ROOT.parent / "shared" / "f5"
+golden = pytest.mark.skipif(not (F5 / "golden_small.npz").is_file(), reason="needs ../shared/f5")
+F5_FILES = [("v0", "golden_small_ckpt_v0.pt"), ("v1", "golden_small_ckpt_v1.safetensors")]
+# F5-TTS 1.1.22 (PyPI, MIT) on the weights and inputs of f5_file(), guidance's two branches; every third frame
+# and mel. An independent implementation, so this file needs no golden tensors for the equality to be checked.
+OFFICIAL = {
+    ("v0", False): [-.96788, -.53272, 1.01871, -.77601, 1.52274, -.74786, -2.75442, -.70014, .73634, -2.10746,
+                    -.21832, -.24778],
+    ("v0", True): [-1.57461, -.08359, 1.1248, -.71672, .65532, -.35035, -2.46596, .06205, 1.00419, -1.78446,
+                   -.21935, -.51099],
+    ("v1", False): [-.51547, -.62825, .46378, -.95636, 1.17646, -.89368, -2.29474, -1.11661, .61501, -1.48894,
+                    .24337, -.51925],
+    ("v1", True): [-1.55464, -.50502, .8277, -1.40766, .08466, -.64201, -2.18013, -.19629, .91756, -.72273,
+                   .1611, -.50109]}
+
+
+def f5_file(path, config=SMALL):
+    """Random weights in the official .pt layout, optional keys, an old mel buffer included -> generator."""
+    net = model.DiT(config)
+    tensors, g = {"rotary_embed.inv_freq": torch.zeros(8)}, torch.Generator().manual_seed(0)
+    for name, p in net.state_dict().items():
+        for theirs in model.f5_names(name):
+            rows = len(p) // len(model.f5_names(name))
+            tensors[theirs] = torch.empty((1, 1, *p.shape) if "grn" in theirs else (rows, *p.shape[1:]))
+    for name, p in sorted(tensors.items()):
+        if "inv_freq" not in name:
+            p.copy_(torch.randn(p.shape, generator=g) * (p.shape[1] ** -0.5 if p.dim() == 2 else 0.3))
+    file = {f"ema_model.transformer.{k}": v for k, v in tensors.items()}
+    file |= {"initted": torch.tensor(True), "step": torch.tensor(1),
+             "ema_model.mel_spec.mel_stft.spectrogram.window": torch.ones(4)}
+    torch.save(dict(ema_model_state_dict=file), path)
+    return g
+
+
+def f5_forward(net, x, time, ref, text, drop=False):
+    """The public functions, from F5-TTS's ids (-1 is padding) to the velocity."""
+    cond, null = sample.conditions(net, text + 1, torch.zeros(x.shape[:2], dtype=torch.long), ref)
+    with torch.no_grad():
+        return net(x, time, *(null if drop else cond))
+
+
+@pytest.mark.parametrize("flavour, drop", list(OFFICIAL))
+def test_f5_weights_give_the_official_output(tmp_path, flavour, drop):
+    g = f5_file(tmp_path / "a.pt")
+    net = model.DiT.from_pretrained(tmp_path / "a.pt", flavour)
+    x, ref = torch.randn(1, 12, 8, generator=g), torch.randn(1, 12, 8, generator=g)
+    v = f5_forward(net, x, 0.3, ref, torch.tensor([[3, 0, 7, 7, 1]]), drop)
+    assert (v[0, ::3, ::3].flatten() - torch.tensor(OFFICIAL[flavour, drop])).abs().max() < 5e-5
+
+
+@golden
+@pytest.mark.parametrize("flavour, file", F5_FILES)
+def test_f5_golden_forward_and_sampler(flavour, file):
+    if file.endswith("safetensors"):
+        pytest.importorskip("safetensors", reason="needs safetensors")
+    net, arrays = model.DiT.from_pretrained(F5 / file, flavour), np.load(F5 / "golden_small.npz")
+
+    def of(name):
+        return torch.from_numpy(arrays[name])
+    x, ref, text, time = of("in.x"), of("in.cond"), of("in.text"), of("in.time")
+    j = int(of("in.lens").argmin())
+    n, one = int(of("in.lens")[j]), slice(j, j + 1)
+    for name, case in dict(
+            cond_nomask=(x, time, ref, text), uncond_nomask=(x, time, ref, text, True),
+            single_cond=(x[one, :n], time[one], ref[one, :n], text[one]),
+            single_uncond=(x[one, :n], time[one], ref[one, :n], text[one], True),
+            trunc_cond_nomask=(of("in.trunc.x"), time, of("in.trunc.cond"), of("in.trunc.text"))).items():
+        assert (f5_forward(net, *case) - of(f"{flavour}.out.{name}")).abs().max() < 5e-5, name
+    j = int(of("in.smp.lens").argmin())
+    P = int(of("in.smp.lens")[j])
+    for name, grid, solver in (("euler4", sample.cosine_grid(4), {}), ("euler7epss", sample.epss_grid(7), {}),
+                               ("midpoint2", sample.cosine_grid(2), dict(midpoint=True))):
+        case = f"{flavour}.smp.single_{name}_cfg2_sway"
+        states, out = of(f"{case}.traj"), of(f"{case}.out")
+        ref = torch.zeros_like(out)
+        ref[:, :P] = of("in.smp.cond")[j, :P]
+        align = torch.zeros(ref.shape[:2]).long()
+        cond, null = sample.conditions(net, of("in.text")[j:j + 1] + 1, align, ref, w=2.0)
+        assert (grid - of(f"{case}.t")).abs().max() < 1e-6
+        with torch.no_grad():
+            got = sample.euler(net, states[0], grid, cond, null, 2.0, **solver)
+        assert (got - states).abs().max() < 1e-3, name
+        assert (torch.cat([ref[:, :P], got[-1, :, P:]], 1) - out).abs().max() < 1e-3, name
+
+
+@golden
+def test_f5_golden_mels_and_text():
+    arrays = np.load(F5 / "golden_mel.npz")
+    for kind in ("vocos", "bigvgan"):
+        mel = data.mel_spectrogram(arrays["wav"][0], data.MELS[kind])
+        assert (mel.T - torch.from_numpy(arrays[f"mel_{kind}"][0])).abs().max() < 2e-4
+    items = json.loads((F5 / "golden_text.json").read_text())["items"]
+    vocab = [""] * 2545                                                           # the published file's lines
+    for item in items:
+        for token, i in zip(item["tokens"], item["ids"]):
+            vocab[i] = token
+    for item in items:
+        if data.CHINESE.search(item["text"]):
+            if not (importlib.util.find_spec("rjieba") and importlib.util.find_spec("pypinyin")):
+                continue
+        assert (data.encode(item["text"], vocab)[0] - 1).tolist() == item["ids"]
+
+
+def test_f5_text_and_mels():
+    assert "".join(data.f5_tokens("Hello,world; it's 3.14 (x)")) == "Hello, world, it's 3.14 (x)"
+    vocab = [" ", "a", "b"]
+    assert data.encode("ab\u00e9", vocab)[0].tolist() == [2, 3, 1]                # unknown: the space
+    wav = 0.1 * np.random.default_rng(0).normal(size=24000)
+    for kind, frames in (("vocos", 94), ("bigvgan", 93)):
+        mel = data.mel_spectrogram(wav, data.MELS[kind])
+        assert mel.shape == (frames, 100)
+        assert abs(len(data.griffin_lim(mel, data.MELS[kind], 2)) - 24000) < 256
+
+
+def test_f5_base_and_its_student_count_as_published():
+    """Counts on the meta device: 337,096,804 is F5TTS_Base with its 2545 tokens."""
+    base = dict(vocab=2545, mels=100, dim=1024, depth=22, heads=16, text_dim=512)
+    with torch.device("meta"):
+        net = model.DiT(model.DiTConfig(**base, **model.FLAVOURS["v1"]))
+        student = model.DiT(model.DiTConfig(**base, **model.FLAVOURS["v1"], time="step", steps=(1, 2, 4)))
+    (total, conditioning), (kept, tokens) = model.count_parameters(net), model.count_parameters(student)
+    assert (total, conditioning) == (337_096_804, 141_959_168)
+    assert (kept, tokens) == (total - conditioning + 2 * 1024 * (2 * 22 + 1) + 3 * 1024, 3 * 1024)
+    assert round(1 - kept / total, 4) == 0.4208
+
+
+@pytest.mark.parametrize("flavour", model.FLAVOURS)
+def test_f5_padding_never_leaks_and_fold_is_exact(tmp_path, flavour):
+    f5_file(tmp_path / "a.pt")
+    net, batch = model.DiT.from_pretrained(tmp_path / "a.pt", flavour), make_batch()
+    student = model.fold(net, [1, 2, 4])
+    for w in (0, 1):                                                              # both branches of guidance
+        for network, time in ((net, 0.0), (student, 2)):
+            def run(b, mask):
+                both = sample.conditions(network, b["text"], b["align"], b["ref"], mask, 1.0)
+                return network(b["x0"], time, *both[w], mask)
+            together = run(batch, batch["mask"])
+            alone = run({k: v[1:2, :9] if v.dim() > 1 and v.shape[1] == 14 else v[1:2]
+                         for k, v in batch.items()}, None)
+            assert (alone[0] - together[1, :9]).abs().max() < 2e-5
+            if network is net:
+                want = together
+        assert (want - together)[batch["mask"]].abs().max() < 2e-5                # folded at t = 0
+
+
+def test_f5_files_that_do_not_fit(tmp_path):
+    f5_file(tmp_path / "good.pt")
+    good = torch.load(tmp_path / "good.pt", weights_only=True)["ema_model_state_dict"]
+    some = "ema_model.transformer.proj_out.bias"
+
+    def write(name, file):
+        torch.save(file, tmp_path / f"{name}.pt")
+    write("online", dict(model_state_dict={k.removeprefix("ema_model."): v for k, v in good.items()}))
+    write("unet", dict(ema_model_state_dict={k.replace("transformer_blocks", "layers"): v
+                                             for k, v in good.items()}))
+    write("missing", dict(ema_model_state_dict={k: v for k, v in good.items() if k != some}))
+    write("extra", dict(ema_model_state_dict=good | {"ema_model.transformer.long_skip": torch.zeros(1)}))
+    write("shape", dict(ema_model_state_dict=good | {some: torch.zeros(3)}))
+    write("list", [1, 2])
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:9000])
+    for name, words in dict(online="only the online", unet="UNetT", missing="proj_out.bias missing",
+                            cut="truncated", extra="long_skip not known", shape=r"proj_out.bias \(3,\)",
+                            absent="no such file", list="not a checkpoint").items():
+        with pytest.raises(ValueError, match=words) as problem:
+            model.DiT.from_pretrained(tmp_path / f"{name}.pt", "v1")
+        assert f"{name}.pt" in str(problem.value) and "\n" not in str(problem.value)
+    for flavour in ("v2", None):
+        with pytest.raises(ValueError, match="v0 or v1"):
+            model.DiT.from_pretrained(tmp_path / "good.pt", flavour)
+    half = {k: v.half() for k, v in good.items()}
+    write("half", dict(ema_model_state_dict=half))
+    net = model.DiT.from_pretrained(tmp_path / "half.pt", "v1")
+    assert net.proj_out.weight.dtype == torch.float32
+    assert torch.equal(net.proj_out.bias, half[some].float())
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
@@ -740,6 +920,72 @@ def test_training_bad_input(trained, tmp_path, capsys, module, flags, words):
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.fixture(scope="module")
+def f5(trained, tmp_path_factory):
+    """An F5-TTS checkpoint of 100 mels with its vocab.txt, a prompt, and a student by the real command."""
+    tmp = tmp_path_factory.mktemp("f5")
+    tokens = list(" abcdefghijklmnopqrstuvwxyz.,ABC")
+    (tmp / "vocab.txt").write_text("\r\n".join(tokens) + "\r\n")
+    f5_file(tmp / "m.pt", replace(SMALL, vocab=len(tokens), mels=100))
+    write_wav(tmp / "p.wav", seconds=1.5, seed=3)
+    flags = ["--flavour", "v1", "--vocab", tmp / "vocab.txt"]
+    assert run(distill, "--teacher", tmp / "m.pt", *flags, *trained.common, "--out", tmp / "s",
+               "--max_iters", 2, "--bf16", "--recompute", "--count", 1) == 0
+    return types.SimpleNamespace(tmp=tmp, flags=flags, teacher=tmp / "m.pt", student=tmp / "s" / "student.pt",
+                                 prompt=["--prompt", tmp / "p.wav", "--prompt_text", "good morning to you"])
+
+
+def test_f5_teacher_and_its_student_speak(f5, tmp_path, capsys):
+    out = ["--out", tmp_path / "x.wav", "--text", "Hello there, and good night. " * 4]
+    assert run(sample, "--ckpt", f5.teacher, *f5.flags, *f5.prompt, *out, "--steps", 2, "--bf16") == 0
+    assert "4 network calls" in capsys.readouterr().out
+    assert soundfile.info(tmp_path / "x.wav").samplerate == 24000
+    for steps in (1, 2, 4):
+        assert run(sample, "--ckpt", f5.student, *f5.prompt, *out, "--steps", steps) == 0
+        assert f"{steps} network call" in capsys.readouterr().out
+    assert run(sample, "--ckpt", f5.student, *out) == 2 and "give one as --prompt" in capsys.readouterr().err
+
+
+def test_f5_prompt_and_duration_rule(f5):
+    b = sample.load_checkpoint(f5.teacher, "cpu", "v1", f5.tmp / "vocab.txt")
+    voice = sample.f5_voice(b, f5.tmp / "p.wav", "good morning")
+    assert voice["words"] == "good morning.  " and abs(voice["frames"] - 1.55 * 24000 / 256) <= 1
+    assert len(voice["mel"]) == voice["frames"] + 1 and voice["gain"] < 1
+    (ids, align), (_, short) = sample.f5_plan(b, ["hello there, you", "hi"], voice, 1.0)
+    assert len(align) == voice["frames"] + int(voice["frames"] / 15 * 16)
+    assert len(short) == voice["frames"] + int(voice["frames"] / 15 * 2 / 0.3)    # under ten bytes: slowly
+    assert torch.equal(ids, data.encode("good morning.  hello there, you", b.vocab)[0])
+    mels = sample.speak(b, ["hello there, you"], voice, steps=2, w=0.0)
+    assert len(mels[0]) == len(align) - voice["frames"]                           # a prompt frame first
+    assert torch.equal(mels[0][0], voice["mel"][-1])
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(flavour=None), "need --flavour"), (dict(flavour="v3"), "one of v0 or v1"),
+    (dict(vocab=None), "--vocab"),
+    (dict(vocab="stripped"), "not a single space"), (dict(vocab="longer"), "33 tokens"),
+    (dict(vocab="absent"), "cannot be read"), (dict(mel="bigvgan", teacher="p.wav"), "not a checkpoint")])
+def test_f5_flags_that_do_not_fit(f5, tmp_path, change, words):
+    lines = (f5.tmp / "vocab.txt").read_text()
+    (tmp_path / "stripped").write_text(lines.strip())
+    (tmp_path / "longer").write_text(lines + "x\n")
+    given = dict(flavour="v1", vocab=f5.tmp / "vocab.txt", mel="vocos", teacher=f5.teacher) | change
+    given["vocab"] = tmp_path / given["vocab"] if isinstance(given["vocab"], str) else given["vocab"]
+    with pytest.raises(BadInput, match=words) as problem:
+        sample.load_f5(f5.tmp / given["teacher"], "cpu", given["flavour"], given["vocab"], given["mel"])
+    assert "\n" not in str(problem.value)
+    if not given["flavour"]:
+        with pytest.raises(BadInput, match="--flavour"):                          # not told whose it is
+            sample.load_checkpoint(f5.teacher)
+
+
+def test_f5_prompt_too_long(f5, tmp_path, capsys):
+    write_wav(tmp_path / "long.wav", seconds=13)
+    flags = ["--prompt", tmp_path / "long.wav", "--prompt_text", "a b c", "--out", tmp_path / "x.wav"]
+    assert run(sample, "--ckpt", f5.student, "--text", "hello", *flags) == 2
+    assert "longer than 12 s" in capsys.readouterr().err
+
+
 def test_a_student_is_no_teacher(trained, tmp_path, capsys):
     assert run(distill, *trained.common, "--teacher", trained.student, "--out", tmp_path) == 2
     assert "holds a student" in capsys.readouterr().err
@@ -771,7 +1017,8 @@ def test_word_errors_and_nearest_voice():
 
 def test_requirements_are_the_imports():
     local = {p.stem for p in ROOT.glob("*.py")}
-    imported, optional = set(), {"transformers", "pocketsphinx", "resemblyzer"}
+    imported, optional = set(), {"transformers", "pocketsphinx", "resemblyzer", "safetensors", "vocos",
+                                "rjieba", "pypinyin"}
     for path in ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
