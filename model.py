@@ -5,8 +5,9 @@ x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Samp
 
 THE SWITCH is DiTConfig.time:
     "adaln"  continuous t -> timestep MLP -> scale, shift and gate of every branch (adaLN-Zero; the teacher)
+    "pair"   the same with a pair (t, r): the average velocity between two times (IntMeanFlow, MeanFlow)
     "step"   plain affine LayerNorm; one learned vector per step count n (DSFlow's student)
-fold() turns the first into the second exactly, at one t.
+fold() turns "adaln" into "step" exactly, at one t; pair() turns it into "pair" exactly, at every t and r.
 
 Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
 positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself, whose weights
@@ -35,7 +36,7 @@ class DiTConfig:
     ff_mult: int = 2            # hidden width of the feed-forward, in D
     text_dim: int = 192         # E
     text_blocks: int = 4
-    time: str = "adaln"         # the switch: "adaln" or "step"
+    time: str = "adaln"         # the switch: "adaln", "pair" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
     token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as a frame
     aligned: bool = True        # text blocks run over characters, each frame takes those it speaks; False, as
@@ -205,15 +206,16 @@ class DiT(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("adaln", "step"), f"DiTConfig.time is {c.time!r}, not 'adaln' or 'step'"
+        assert c.time in ("adaln", "pair", "step"), f"DiTConfig.time is {c.time!r}, not adaln, pair or step"
         self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks, positions=not c.aligned)
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
-        self.timestep = TimestepMLP(c.dim) if c.time == "adaln" else None
+        self.timestep = TimestepMLP(c.dim) if c.time != "step" else None
+        self.mixer = nn.Linear(2 * c.dim, c.dim, bias=False) if c.time == "pair" else None
         self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None  # the step tokens
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.time == "step")
-        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.time == "adaln" else None
+        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.time != "step" else None
         self.proj_out = nn.Linear(c.dim, c.mels)
         self.init_weights()
 
@@ -249,15 +251,18 @@ class DiT(nn.Module):
         """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
 
         x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
-        time: t as float or (B,) with the adaln switch; the step count n as int with the step switch.
+        time: t as float or (B,) with the adaln switch; a pair of those, (t, r), with the pair switch, for the
+        average velocity from t to r; the step count n as int with the step switch.
         mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
         """
         x = self.proj_in(torch.cat([x, ref, h], -1))                              # (B, T, D)
         x = self.position(x, mask)
         temb = None
         if self.timestep is not None:
-            time = torch.as_tensor(time, device=x.device, dtype=torch.float32)
-            temb = self.timestep(time.reshape(-1))                                # (B, D), (1, D) for one t
+            times = [torch.as_tensor(t, device=x.device, dtype=torch.float32).reshape(-1)
+                     for t in (time if self.mixer is not None else [time])]       # (B,), (1,) for one t
+            temb = torch.cat([self.timestep(t) for t in times], -1)               # (B, D) or (B, 2 D)
+            temb = temb if self.mixer is None else self.mixer(temb)               # (B, D)
         else:
             token = self.token.weight[self.config.steps.index(time)]              # (D,)
             if self.config.token == "add":
@@ -319,9 +324,22 @@ class DiT(nn.Module):
 
 def count_parameters(model):
     """(all parameters, those that condition on time: timestep MLP, adaLN layers, step tokens)."""
-    conditioning = ("timestep.", "adaln", "token.")
+    conditioning = ("timestep.", "mixer.", "adaln", "token.")
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     return sum(sizes.values()), sum(n for name, n in sizes.items() if any(c in name for c in conditioning))
+
+
+@torch.no_grad()
+def pair(teacher):
+    """adaLN teacher -> student of pairs (t, r) that equals it at every t, whatever r is: IntMeanFlow's start.
+
+    The embeddings of t and r are mixed by W = [I | 0], without bias; r first would copy the END time.
+    """
+    student = DiT(replace(teacher.config, time="pair")).to(teacher.proj_out.weight)
+    D = teacher.config.dim
+    start = {"mixer.weight": torch.eye(D, 2 * D)}
+    student.load_state_dict(teacher.state_dict() | start)
+    return student
 
 
 @torch.no_grad()

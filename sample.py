@@ -176,14 +176,14 @@ def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None, midpoi
     line (1 - t) x0 + t ref that the teacher saw there in training [ours; F5-TTS lets them drift and
     overwrites at the end]. midpoint: F5-TTS's other solver, two velocities a step.
     """
-    def velocity(x, t):
-        time = len(grid) - 1 if model.config.time == "step" else t
+    def velocity(x, s, e):
+        time = {"step": len(grid) - 1, "pair": (s, e), "adaln": s}[model.config.time]
         return guided_velocity(model, x, time, cond, null, w, mask)
     states = [x0]
     for s, e in zip(grid[:-1].tolist(), grid[1:].tolist()):
-        v = velocity(states[-1], s)
+        v = velocity(states[-1], s, e)
         if midpoint:
-            v = velocity(states[-1] + (e - s) / 2 * v, (s + e) / 2)
+            v = velocity(states[-1] + (e - s) / 2 * v, (s + e) / 2, e)
         x = states[-1] + (e - s) * v
         if known is not None:
             x = torch.where(known[..., None], (1 - e) * x0 + e * cond[0], x)
