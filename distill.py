@@ -16,13 +16,15 @@ import time as clock
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import soundfile
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
-from model import count_parameters, fold
+from model import count_parameters, fold, pair
 from sample import (add_f5_flags, conditions, cosine_grid, load_checkpoint, pick_device, plot_mels,
                     save_checkpoint)
 from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate, load_state, optimise,
@@ -31,7 +33,23 @@ from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate
 # ------------------------------------------------------------------------------------------------- the method
 
 
-def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_uncond=0.02):
+def interval(batch, n, g):
+    """Per item one of n intervals [s, e] of its teacher trajectory -> X_s, X_e (B, T, M), s, D = e - s (B,).
+
+    batch["starts"] (n + 1, B, T, M), where given, are the states to start from instead of the teacher's.
+    """
+    X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
+    stride, k = (len(grid) - 1) // n, torch.randint(n, (X.shape[1],), generator=g)
+    X_s = batch["starts"][k, items] if "starts" in batch else X[k * stride, items]
+    return X_s, X[(k + 1) * stride, items], grid[k * stride], grid[(k + 1) * stride] - grid[k * stride]
+
+
+def condition(net, batch, uncond=False):
+    """(ref, h) of net's own text branch; with uncond also the unconditional one."""
+    return conditions(net, batch["text"], batch["align"], batch["ref"], batch["mask"], float(uncond))
+
+
+def dsflow_loss(student, batch, n, g, nets=None, a=0.7, t_mf="mid", cfg_weight=0.01, p_uncond=0.02):
     """DSFlow's objective for n steps -> (loss, its parts by name). Batch fields: see teacher_states().
 
     Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s, and supplies one term of
@@ -40,21 +58,17 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
     U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
     """
-    X, grid, todo = batch["states"], batch["grid"], batch["todo"]  # (I + 1, B, T, M), (I + 1,), (B, T)
-    B, stride, items = X.shape[1], (len(grid) - 1) // n, torch.arange(X.shape[1])
-    i = torch.randint(n, (B,), generator=g) * stride                              # which interval, per item
-    X_s, X_e = X[i, items], X[i + stride, items]                                  # (B, T, M) each
-    s, D = grid[i], grid[i + stride] - grid[i]                                    # (B,) each
-    end = (torch.rand(B, generator=g) < a).to(X.device)                          # items for the endpoint
-    r = torch.rand(B, generator=g).to(X.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
+    todo, mask, B = batch["todo"], batch["mask"], len(batch["todo"])              # (B, T)
+    X_s, X_e, s, D = interval(batch, n, g)                                        # (B, T, M), (B,)
+    end = (torch.rand(B, generator=g) < a).to(X_s.device)                         # items for the endpoint
+    r = torch.rand(B, generator=g).to(X_s.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
     r = r.masked_fill(end, 0)                              # the endpoint term asks at the chord's start, X_s
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
-    mask = batch["mask"]
-    cond, null = conditions(student, batch["text"], batch["align"], batch["ref"], mask, float(uncond))
+    cond, null = condition(student, batch, uncond)
     D_, r_ = D[:, None, None], r[:, None, None]
 
-    def network(x, t, condition):  # the step token names n alone; without tokens the network is told t
-        return student(x, n if student.config.time == "step" else t, *condition, mask)
+    def network(x, t, c):  # the step token names n alone; without tokens the network is told t
+        return student(x, n if student.config.time == "step" else t, *c, mask)
 
     v_bar = (X_e - X_s) / D_                                                      # Eq. 4  mean velocity
     x_mf = (1 - r_) * X_s + r_ * X_e                                              # Eq. 5  point on the chord
@@ -62,7 +76,7 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     endpoint = ((X_s + D_ * v - X_e) ** 2).mean(-1)                               # Eq. 6  (B, T)
     velocity = ((v - v_bar) ** 2).mean(-1)                                        # Eq. 6  (B, T)
     L_dual = torch.where(end[:, None], endpoint, velocity)[todo].mean()           # Eq. 7, in expectation
-    L_CFG = X.new_tensor(math.nan)
+    L_CFG = X_s.new_tensor(math.nan)
     if uncond:  # weak CFG: keeps v_u near v_c, so that a little guidance still works
         L_CFG = ((network(x_mf, s + r * D, null) - v.detach()) ** 2)[todo].mean()
     parts = dict(endpoint=endpoint[end[:, None] & todo].mean(), cfg=L_CFG,
@@ -70,28 +84,148 @@ def dsflow_loss(student, batch, n, g, a=0.7, t_mf="mid", cfg_weight=0.01, p_unco
     return L_dual + cfg_weight * L_CFG if uncond else L_dual, parts
 
 
+# ----------------------------------------------------------------------------------------- methods to compare
+
+
+def rollout_loss(student, batch, n, g, nets=None, **options):
+    """Dual supervision from where the student really is: intervals start from its own states.
+
+    [ours] Equal to dsflow at n = 1; at n > 1 the student learns to mend its own errors, for n more calls.
+    """
+    with torch.no_grad():
+        own = rollout(student, batch, batch["grid"][:: (len(batch["grid"]) - 1) // n], 0.0)
+    return dsflow_loss(student, dict(batch, starts=own), n, g, **options)
+
+
+def progressive_loss(student, batch, n, g, nets):
+    """Progressive distillation (Salimans and Ho 2022): one step does what two of the previous student do.
+
+    nets["previous"]: the student of the stage before, which takes 2 n steps. The first n has none, its target
+    is the teacher's own trajectory. [ours] starts are the teacher's states, the loss is in velocity.
+    """
+    X_s, X_e, s, D = interval(batch, n, g)
+    if 2 * n in student.config.steps:
+        grid, x = cosine_grid(2 * n).to(s.device), X_s
+        k = torch.searchsorted(grid, s - 1e-4)                                    # (B,) the interval's place
+        with torch.no_grad():
+            cond, _ = condition(nets["previous"], batch)
+            for j in (k, k + 1):                                                  # two steps of half the size
+                v = nets["previous"](x, 2 * n, *cond, batch["mask"])
+                x = x + (grid[j + 1] - grid[j])[:, None, None] * v
+        X_e = x
+    v = student(X_s, n, *condition(student, batch)[0], batch["mask"])
+    loss = ((v - (X_e - X_s) / D[:, None, None]) ** 2)[batch["todo"]].mean()
+    return loss, dict(velocity=loss.detach())
+
+
+def consistency_loss(student, batch, n, g, nets):
+    """Consistency distillation (Song et al. 2023): f(x, t), the trajectory's end, is the same all along it.
+
+    f(x, t) = x + (1 - t) v(x, t) holds f(x, 1) = x by itself. Of two neighbouring states of the teacher, the
+    later one asks the average of the student, nets["ema"]. [ours] the weight is 1 at every t.
+    """
+    X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
+    i = torch.randint(len(grid) - 1, (X.shape[1],), generator=g)
+    x, y, t, r = X[i, items], X[i + 1, items], grid[i], grid[i + 1]               # (B, T, M), (B,)
+    with torch.no_grad():
+        f_y = y + (1 - r)[:, None, None] * nets["ema"](y, r, *condition(nets["ema"], batch)[0], batch["mask"])
+    f_x = x + (1 - t)[:, None, None] * student(x, t, *condition(student, batch)[0], batch["mask"])
+    loss = ((f_x - f_y) ** 2)[batch["todo"]].mean()
+    return loss, dict(consistency=loss.detach())
+
+
+def two_times(batch, n, g, same=0.0):
+    """Per item two states t <= r of its teacher trajectory -> their numbers i, j (B,), i < K.
+
+    [ours; the papers do not say] half of the items take an interval of the n-step grid, a share `same` of the
+    others has r = t, the rest is uniform over all pairs.
+    """
+    K, B = len(batch["grid"]) - 1, batch["states"].shape[1]
+    pairs = torch.combinations(torch.arange(K + 1))                               # (K (K + 1) / 2, 2)
+    i, j = pairs[torch.randint(len(pairs), (B,), generator=g)].T
+    j = torch.where(torch.rand(B, generator=g) < same, i, j)
+    k, few = torch.randint(n, (B,), generator=g), torch.rand(B, generator=g) < 0.5
+    return torch.where(few, k * (K // n), i), torch.where(few, (k + 1) * (K // n), j)
+
+
+def intmeanflow_loss(student, batch, n, g, nets=None):
+    """IntMeanFlow (arXiv 2510.07979): u(z_t, t, r) regresses the teacher's average velocity from t to r.
+
+    [ours] z_t and z_r are states of one guided rollout, j - i substeps apart; the student runs unguided.
+    """
+    X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
+    i, j = two_times(batch, n, g)
+    z_t, z_r, t, r = X[i, items], X[j, items], grid[i], grid[j]                   # (B, T, M), (B,)
+    u = student(z_t, (t, r), *condition(student, batch)[0], batch["mask"])
+    loss = ((u - (z_r - z_t) / (r - t)[:, None, None]) ** 2)[batch["todo"]].mean()
+    return loss, dict(velocity=loss.detach())
+
+
+def meanflow_loss(student, batch, n, g, nets=None):
+    """MeanFlow (Geng et al. 2025): u = v + (r - t) du/dt along the trajectory, from the teacher's velocity v.
+
+    By this clock (r - t) u(z_t, t, r) is the integral of v from t to r; its derivative in t at fixed r gives
+    the identity. du/dt is one forward-mode product with the tangents (v, 1), which the other methods avoid.
+    As in the paper, each item's squared error e is weighted by 1 / (e + 0.001), without gradient.
+    """
+    X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
+    i, j = two_times(batch, n, g, same=0.25)
+    z, t, r = X[i, items], grid[i], grid[j]                                       # (B, T, M), (B,)
+    v = (X[i + 1, items] - z) / (grid[i + 1] - t)[:, None, None]                  # the guided teacher at z, t
+    cond, _ = condition(student, batch)
+    with sdpa_kernel(SDPBackend.MATH):          # the fused kernels have no forward-mode derivative
+        u, du_dt = torch.func.jvp(lambda z, t: student(z, (t, r), *cond, batch["mask"]), (z, t),
+                                  (v, torch.ones_like(t)))
+    target = (v + (r - t)[:, None, None] * du_dt).detach()
+    error = ((u - target) ** 2).mean(-1) * batch["todo"]                          # (B, T)
+    error = error.sum(1) / batch["todo"].sum(1)                                   # (B,)
+    return (error / (error.detach() + 1e-3)).mean(), dict(velocity=error.detach().mean())
+
+
+class Method(NamedTuple):
+    """One way to distil."""
+    loss: Callable              # (student, batch, n, g, nets) -> (loss, parts)
+    time: str = "step"          # what its network is told, DiTConfig.time
+    dense: bool = False         # it wants every state of the teacher, not just the ends of intervals
+
+
 METHODS = {
-    "dsflow": dsflow_loss,
-    "endpoint": partial(dsflow_loss, a=1.0),    # the usual trajectory distillation
-    "velocity": partial(dsflow_loss, a=0.0),    # a reflow loss on teacher pairs
+    "dsflow": Method(dsflow_loss),
+    "endpoint": Method(partial(dsflow_loss, a=1.0)),        # the usual trajectory distillation
+    "velocity": Method(partial(dsflow_loss, a=0.0)),        # a reflow loss on teacher pairs
+    "rollout": Method(rollout_loss),
+    "progressive": Method(progressive_loss),
+    "consistency": Method(consistency_loss, "adaln", dense=True),
+    "intmeanflow": Method(intmeanflow_loss, "pair", dense=True),
+    "meanflow": Method(meanflow_loss, "pair", dense=True),
 }
+DUAL = ("dsflow", "endpoint", "velocity", "rollout")        # made of dsflow_loss, and take its options
 
 # ----------------------------------------------------------------------------------------- the teacher's part
 
 
 def teacher_grid(steps, at_least=10):
-    """Step counts -> (K, I): teacher steps K, the fewest from 10 up that every n divides; intervals I."""
+    """Step counts -> (K, I): teacher steps K, a multiple of every n and at_least so many; intervals I."""
     I = math.lcm(*steps)
     return I * math.ceil(at_least / I), I
 
 
 @torch.no_grad()
-def teacher_states(teacher, batch, steps, w):
-    """Add the guided teacher's states X (I + 1, B, T, M) from x0, and the interval ends grid (I + 1,)."""
-    K, I = teacher_grid(steps)
+def teacher_states(teacher, batch, steps, w, at_least=10, dense=False):
+    """Add the guided teacher's states X (I + 1, B, T, M) from x0, and the interval ends grid (I + 1,).
+
+    dense: all K + 1 states and times.
+    """
+    K, I = teacher_grid(steps, at_least)
+    I = K if dense else I
     grid = cosine_grid(K).to(batch["x0"].device)
     states = rollout(teacher, batch, grid, w)                                     # (K + 1, B, T, M)
     return dict(batch, states=states[:: K // I].clone(), grid=grid[:: K // I])
+
+
+def rungs(a):
+    """The step counts n that training visits, downward: --steps; progressive distillation begins at 4."""
+    return sorted({4, 2, *a.steps} if a.method == "progressive" else a.steps, reverse=True)
 
 
 class Trajectories:
@@ -119,7 +253,8 @@ class Trajectories:
             g = seed_update(a.seed + 1, block * a.pool + which)
             batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
             batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
-            self.made[which] = teacher_states(self.teacher, batch, a.steps, a.cfg)
+            self.made[which] = teacher_states(self.teacher, batch, rungs(a), a.cfg, a.teacher_steps,
+                                              METHODS[a.method].dense)
             self.seconds += clock.perf_counter() - start
         return self.made[which]
 
@@ -194,15 +329,18 @@ def arguments():
     add("--out", default="out/distill",
         help="checkpoints, log, table, pictures and audio (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
-    add("--method", choices=METHODS, default="dsflow", help="dsflow a = 0.7, endpoint a = 1, velocity a = 0")
+    add("--method", choices=METHODS, default="dsflow", help="one entry of METHODS (default dsflow)")
+    add("--a", type=float, default=0.7, help="dsflow, rollout: weight of the endpoint (default 0.7)")
     add("--dual", action=switch, default=True, help="--no-dual: endpoint only, the same as --method endpoint")
-    add("--tokens", action=switch, default=True,
+    add("--tokens", action=switch,
         help="--no-tokens: the student keeps the teacher's adaLN and is told t")
     add("--token", choices=["add", "prepend"], default="add", help="how a step token enters (default add)")
     add("--weak_cfg", action=switch, default=True, help="--no-weak_cfg: leave L_CFG out")
     add("--t_mf", choices=["mid", "uniform"], default="mid", help="where on the chord (default mid)")
     add("--cfg", type=float, default=0.7,
         help="guidance w inside the target (default %(default)s, the paper's)")
+    add("--teacher_steps", type=int, default=10,
+        help="steps of the target's rollout, at least (default %(default)s)")
     add("--max_iters", type=int, default=2000, help="updates (default %(default)s)")
     add("--batch_frames", type=int, default=800,
         help="mel frames per update, padding included (default %(default)s)")
@@ -228,8 +366,16 @@ def arguments():
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4, "
                        f"whose least common multiple is at most 64")
-    if a.method == "velocity" and not a.dual:
-        raise BadInput("--no-dual --method velocity: --no-dual means --method endpoint; use one of them")
+    if a.method not in ("dsflow", "endpoint") and not a.dual:
+        raise BadInput(f"--no-dual --method {a.method}: --no-dual means --method endpoint; use one of them")
+    a.method = a.method if a.dual else "endpoint"
+    time = METHODS[a.method].time
+    if (a.tokens and time != "step") or (a.tokens is False and a.method == "progressive"):
+        raise BadInput(f"--{'' if a.tokens else 'no-'}tokens: --method {a.method} needs the network {time!r} "
+                       "of model.py; leave the flag out")
+    a.tokens = time == "step" if a.tokens is None else a.tokens
+    if a.method == "progressive" and set(a.steps) - {1, 2, 4}:
+        raise BadInput(f"--steps {' '.join(map(str, a.steps))}: progressive distillation halves 4, 2, 1")
     check_numbers(a)
     return a
 
@@ -242,16 +388,42 @@ def build(a, device):
     corpus = prepare(a.data, b.s, b.vocab, a.cache)
     torch.manual_seed(a.seed)
     teacher = b.model.requires_grad_(False)
-    student = fold(teacher, sorted(a.steps), token=a.token) if a.tokens else copy.deepcopy(teacher)
+    free = METHODS[a.method].time != "step"                                       # any grid, any step count
+    start = dict(step=lambda t: fold(t, sorted(rungs(a)), token=a.token), adaln=copy.deepcopy, pair=pair)
+    student = start["step" if a.tokens else METHODS[a.method].time if free else "adaln"](teacher)
     student.requires_grad_(True).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
     student.recompute = a.recompute
-    contract = dict(kind="student", steps=sorted(a.steps), grid="cosine", cfg=a.cfg, iters=a.max_iters)
+    contract = dict(kind="student", steps=[] if free else sorted(a.steps), default=min(a.steps),
+                    grid="cosine", cfg=a.cfg, iters=a.max_iters)
     bundle = replace(b, model=ema, contract=contract, config=vars(a))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
     print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
-          f"target: {teacher_grid(a.steps)[0]} teacher steps at w = {a.cfg:g}")
+          f"target: {teacher_grid(rungs(a), a.teacher_steps)[0]} teacher steps at w = {a.cfg:g}")
     return teacher, student, ema, corpus, bundle
+
+
+def objective(a):
+    """The loss function of --method with the options that it takes."""
+    options = dict(t_mf=a.t_mf, cfg_weight=0.01 if a.weak_cfg else 0.0) if a.method in DUAL else {}
+    options |= dict(a=a.a) if a.method in ("dsflow", "rollout") else {}
+    return partial(METHODS[a.method].loss, **options)
+
+
+def update(a, method, student, nets, optimiser, trajectories, step):
+    """One update of the student and its average nets["ema"] -> the loss, its parts, the gradient's norm."""
+    g, batch, steps = seed_update(a.seed, step), trajectories[step], rungs(a)
+    if a.method == "progressive":               # its rungs 4, 2, 1 open one after the other
+        stage, before = (i * len(steps) // a.max_iters for i in (step, step - 1))
+        steps = steps[:stage + 1]
+        if stage > before >= 0:
+            nets["previous"].load_state_dict(nets["ema"].state_dict())
+    n = steps[int(torch.randint(len(steps), (), generator=g))]
+    with torch.autocast(batch["x0"].device.type, torch.bfloat16, enabled=a.bf16):
+        loss, parts = method(student, batch, n, g, nets)
+    norm = optimise(loss, student, optimiser, [learning_rate(step, a.lr, a.warmup, a.max_iters)], step)
+    ema_update(nets["ema"], student, step, a.ema)
+    return dict(loss=loss.detach(), **parts, grad_norm=norm)
 
 
 def main():
@@ -262,9 +434,11 @@ def main():
     teacher, student, ema, corpus, bundle = build(a, device)
     optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     settings = dict(vars(a), dit=asdict(student.config))
-    first = load_state(out / "last.pt", student, ema, optimiser, settings) if a.resume else 0
-    method = partial(METHODS["endpoint" if not a.dual else a.method], t_mf=a.t_mf,
-                     cfg_weight=0.01 if a.weak_cfg else 0.0)
+    nets = torch.nn.ModuleDict(dict(ema=ema))                                     # what a method may ask
+    if a.method == "progressive":
+        nets["previous"] = copy.deepcopy(ema)
+    first = load_state(out / "last.pt", student, nets, optimiser, settings) if a.resume else 0
+    method = objective(a)
     fixed = held_out(corpus, a.count, device)
     goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
     for guide in dict.fromkeys((0.0, a.cfg)):
@@ -275,14 +449,7 @@ def main():
     trajectories = Trajectories(teacher, corpus, a, device, first)
     parts, since = [], clock.perf_counter()
     for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
-        g = seed_update(a.seed, step)
-        n = a.steps[int(torch.randint(len(a.steps), (), generator=g))]
-        with torch.autocast(device.type, torch.bfloat16, enabled=a.bf16):
-            loss, part = method(student, trajectories[step], n, g)
-        rate = learning_rate(step, a.lr, a.warmup, a.max_iters)
-        norm = optimise(loss, student, optimiser, [rate], step)
-        ema_update(ema, student, step, a.ema)
-        parts.append(dict(loss=loss.detach(), **part, grad_norm=norm))
+        parts.append(update(a, method, student, nets, optimiser, trajectories, step))
 
         done = step + 1
         if done % a.eval_every == 0 or done == a.max_iters:
@@ -296,7 +463,7 @@ def main():
             parts, since, trajectories.seconds = [], clock.perf_counter(), 0.0
         if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
             save_checkpoint(out / "student.pt", bundle)                           # first: never older
-            save_state(out / "last.pt", done, student, ema, optimiser, settings)
+            save_state(out / "last.pt", done, student, nets, optimiser, settings)
         if interrupt.asked:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt

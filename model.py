@@ -128,9 +128,14 @@ def rotary_table(T, d, device):
     return torch.polar(torch.ones_like(angle), angle)
 
 
+def precise(x):
+    """x in float32 at least: angles in less are wrong."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rotate(x, rotary):
     """Rotary position embedding on interleaved pairs: each is a complex number. x (B, H, T, d)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))               # (B, H, T, d / 2)
+    pairs = torch.view_as_complex(precise(x).unflatten(-1, (-1, 2)))              # (B, H, T, d / 2)
     return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
 
 
@@ -162,7 +167,7 @@ class TimestepMLP(nn.Module):
     def forward(self, t):
         frequency = torch.exp(-torch.arange(128,
                                             device=t.device).float() * (torch.tensor(10000.0).log() / 127))
-        angle = 1000 * t.float()[:, None] * frequency                             # (B, 128)
+        angle = 1000 * precise(t)[:, None] * frequency                            # (B, 128)
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(self.mlp[0].weight))
 
 
@@ -259,7 +264,7 @@ class DiT(nn.Module):
         x = self.position(x, mask)
         temb = None
         if self.timestep is not None:
-            times = [torch.as_tensor(t, device=x.device, dtype=torch.float32).reshape(-1)
+            times = [precise(torch.as_tensor(t, device=x.device)).reshape(-1)
                      for t in (time if self.mixer is not None else [time])]       # (B,), (1,) for one t
             temb = torch.cat([self.timestep(t) for t in times], -1)               # (B, D) or (B, 2 D)
             temb = temb if self.mixer is None else self.mixer(temb)               # (B, D)

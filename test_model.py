@@ -80,8 +80,8 @@ def test_constant_velocity_gives_zero_loss_and_exact_endpoints(n):
     flow = straight_teacher(batch)
     states = distill.teacher_states(flow, batch, [1, 2, 4], w=1.5)
     assert torch.allclose(states["states"][-1], batch["mel"], atol=1e-5)
-    for method in distill.METHODS.values():
-        assert method(flow, states, n, torch.Generator().manual_seed(n))[0] < 1e-9
+    for name in distill.DUAL:
+        assert distill.METHODS[name].loss(flow, states, n, torch.Generator().manual_seed(n))[0] < 1e-9
     x1 = teacher.rollout(flow, batch, sample.cosine_grid(n), 0.0)[-1]
     assert torch.allclose(x1, batch["mel"], atol=1e-5)
 
@@ -136,7 +136,7 @@ def test_one_term_per_item_is_the_dual_loss_in_expectation():
         g = torch.Generator().manual_seed(seed)
         torch.randint(1, (2,), generator=g)
         pattern = tuple((torch.rand(2, generator=g) < a).tolist())
-        losses[pattern] = distill.dsflow_loss(student, b, 1, torch.Generator().manual_seed(seed), a,
+        losses[pattern] = distill.dsflow_loss(student, b, 1, torch.Generator().manual_seed(seed), a=a,
                                               p_uncond=0.0)[0]
     assert len(losses) == 4
     chance = {pattern: a ** sum(pattern) * (1 - a) ** (2 - sum(pattern)) for pattern in losses}
@@ -152,7 +152,8 @@ def test_loss_scale_an_error_of_one_everywhere_is_one():
     states = distill.teacher_states(flow, batch, [1], w=0.0)
     shifted = dict(states, states=torch.stack([states["states"][0], states["states"][-1] + 1]))
     for a in (0.0, 1.0):
-        loss, parts = distill.dsflow_loss(flow, shifted, 1, torch.Generator().manual_seed(0), a, p_uncond=0.0)
+        g = torch.Generator().manual_seed(0)
+        loss, parts = distill.dsflow_loss(flow, shifted, 1, g, a=a, p_uncond=0.0)
         assert abs(loss - 1) < 1e-5 and parts["cfg"].isnan()                       # not drawn, not 0
     assert abs(teacher.cfm_loss(flow, dict(batch, mel=batch["mel"], x0=batch["x0"]), torch.rand(2))) < 1e-9
 
@@ -218,6 +219,114 @@ def test_grids():
     # a student's grid is part of its teacher's
     assert torch.allclose(sample.cosine_grid(12)[::3], sample.cosine_grid(4))
     assert distill.teacher_grid([1]) == (10, 1) and distill.teacher_grid([1, 2, 4]) == (12, 4)
+
+
+# ------------------------------------------------------------------------------------------ the other methods
+
+
+def teacher_batch(K=4, seed=0, w=0.7):
+    """make_batch() with every state of a random teacher's guided rollout, and that teacher."""
+    net, batch = randomised(model.DiT(SMALL), seed), make_batch()
+    return net, distill.teacher_states(net, batch, [1, 2, 4], w, at_least=K, dense=True)
+
+
+class Analytic(torch.nn.Module):
+    """The average velocity of dz/dt = a z: u(z, t, r) = z (e^(a (r - t)) - 1) / (r - t), a z at r = t."""
+    config = types.SimpleNamespace(time="pair")
+    embed_text = straight_teacher({}).embed_text
+
+    def forward(self, z, time, ref, h, mask=None):
+        gap = (time[1] - time[0])[:, None, None]
+        return z * torch.where(gap == 0, 0.5, torch.expm1(0.5 * gap) / torch.where(gap == 0, 1, gap))
+
+
+def test_intmeanflow_with_one_substep_regresses_the_teachers_velocity():
+    net, batch = teacher_batch()
+    student = randomised(model.DiT(replace(SMALL, time="pair")), 3)
+    one = dict(batch, states=batch["states"][1:3], grid=batch["grid"][1:3])
+    loss, _ = distill.intmeanflow_loss(student, one, 1, torch.Generator().manual_seed(0))
+    both = sample.conditions(net, batch["text"], batch["align"], batch["ref"], batch["mask"])
+    v = sample.guided_velocity(net, one["states"][0], one["grid"][0], *both, 0.7, batch["mask"])
+    cond, _ = distill.condition(student, batch)
+    u = student(one["states"][0], tuple(one["grid"].expand(2, 2).T), *cond, batch["mask"])
+    assert torch.allclose(loss, ((u - v) ** 2)[batch["todo"]].mean(), rtol=1e-3)
+
+
+def test_pair_starts_as_the_teacher_for_every_r():
+    net, batch = randomised(model.DiT(SMALL)), make_batch()
+    student, (cond, _) = model.pair(net), distill.condition(net, batch)
+    for t, r in ((0.0, 1.0), (0.3, 0.3), (0.5, 0.9)):
+        v, u = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], (t, r), *cond, batch["mask"])
+        assert (u - v)[batch["mask"]].abs().max() < 1e-5
+
+
+def test_interval_identity_of_average_velocities():
+    """(r - t) u(z_t, t, r) = (s - t) u(z_t, t, s) + (r - s) u(z_s, s, r), for an analytic flow."""
+    u, z, (t, s, r) = Analytic(), torch.randn(2, 5, 8), torch.tensor([[0.1], [0.4], [0.8]]).expand(3, 2)
+    z_s = z * torch.exp(0.5 * (s - t))[:, None, None]
+
+    def moved(z, t, r):
+        return (r - t)[:, None, None] * u(z, (t, r), None, None)
+    assert torch.allclose(moved(z, t, r), moved(z, t, s) + moved(z_s, s, r), atol=1e-6)
+
+
+def test_meanflow_is_zero_for_the_analytic_average_and_its_jvp_is_a_finite_difference():
+    batch = make_batch()
+    grid, states = sample.cosine_grid(4).double(), [batch["x0"].double()]
+    for s, e in zip(grid[:-1], grid[1:]):
+        states.append(states[-1] * (1 + 0.5 * (e - s)))                           # Euler: v is 0.5 z there
+    double = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    double |= dict(states=torch.stack(states), grid=grid)
+    for seed in range(4):
+        _, parts = distill.meanflow_loss(Analytic(), double, 2, torch.Generator().manual_seed(seed))
+        assert parts["velocity"] < 1e-15
+    net = randomised(model.DiT(replace(SMALL, time="pair"))).double()
+    z, v, t, r = double["x0"], torch.randn(double["x0"].shape).double(), grid[[1, 2]], grid[[3, 4]]
+    cond, _ = distill.condition(net, double)
+
+    def u(z, t):
+        return net(z, (t, r), *cond, batch["mask"])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        _, du = torch.func.jvp(u, (z, t), (v, torch.ones_like(t)))
+        h = 1e-6
+        near = (u(z + h * v, t + h) - u(z - h * v, t - h)) / (2 * h)
+    assert (du - near)[batch["mask"]].abs().max() < 1e-4 * du[batch["mask"]].abs().max()
+
+
+def test_consistency_is_zero_on_a_straight_teacher():
+    batch = make_batch()
+    flow = straight_teacher(batch)
+    states = distill.teacher_states(flow, batch, [1], w=0.0, dense=True)
+    assert states["states"].shape[0] == 11
+    loss, _ = distill.consistency_loss(flow, states, 1, torch.Generator().manual_seed(0), dict(ema=flow))
+    assert loss < 1e-9
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_progressive_is_exact_for_a_constant_velocity(n):
+    batch = make_batch()
+    flow = straight_teacher(batch)
+    flow.config = types.SimpleNamespace(time="step", steps=(1, 2, 4))
+    states = distill.teacher_states(flow, batch, [1, 2, 4], w=0.0)
+    wrong = dict(states, states=states["states"] + torch.tensor([0.0, 1, 2, 3, 4])[:, None, None, None])
+    g = torch.Generator
+    assert distill.progressive_loss(flow, states, n, g().manual_seed(0), dict(previous=flow))[0] < 1e-9
+    loss, _ = distill.progressive_loss(flow, wrong, n, g().manual_seed(0), dict(previous=flow))
+    assert (loss > 1) == (n == 4)               # only the first rung asks the teacher's states
+
+
+def test_rollout_starts_from_the_students_states():
+    net, batch = teacher_batch()
+    student = randomised(model.DiT(replace(SMALL, time="step", steps=(1, 2))), 5)
+    g = torch.Generator
+    same = [m(student, batch, 1, g().manual_seed(2), p_uncond=0.0)[0] for m in (distill.dsflow_loss,
+                                                                                 distill.rollout_loss)]
+    assert torch.allclose(*same)
+    sevens = dict(batch, starts=torch.full((3, 2, 14, 8), 7.0))
+    X_s, X_e, s, D = distill.interval(sevens, 2, g().manual_seed(1))
+    assert (X_s == 7).all() and torch.allclose(s + D, torch.where(s == 0, batch["grid"][2], batch["grid"][4]))
+    assert not torch.allclose(*[m(student, batch, 2, g().manual_seed(2), p_uncond=0.0)[0]
+                                for m in (distill.dsflow_loss, distill.rollout_loss)])
 
 
 # ------------------------------------------------------------------------------------------------- network
@@ -807,12 +916,35 @@ def test_all_eight_combinations_run(trained, tmp_path, flags, monkeypatch):
     assert kind == ("adaln" if "--no-tokens" in flags else "step")
 
 
-@pytest.mark.parametrize("module", ["teacher", "distill"])
+@pytest.mark.parametrize("method", distill.METHODS)
+def test_every_method_runs_and_its_student_speaks(trained, tmp_path, method, monkeypatch):
+    monkeypatch.setattr(distill, "final_table", lambda *_: None)
+    out, words = tmp_path / "s", ["--text", "hello there", "--out", tmp_path / "x.wav"]
+    assert run(distill, *trained.common, "--teacher", trained.teacher, "--out", out, "--max_iters", 3,
+               "--steps", 1, 2, "--method", method) == 0
+    b = sample.load_checkpoint(out / "student.pt")
+    assert b.model.config.time == distill.METHODS[method].time
+    for steps in [1, 2] + [3] * (not b.contract["steps"]):                        # free grids take any number
+        assert run(sample, "--ckpt", out / "student.pt", "--steps", steps, *words) == 0
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--method", "consistency", "--tokens"], "needs the network 'adaln'"),
+    (["--method", "progressive", "--no-tokens"], "needs the network 'step'"),
+    (["--method", "progressive", "--steps", 3], "halves 4, 2, 1"), (["--a", 2], "--a 2"),
+    (["--method", "meanflow", "--no-dual"], "--no-dual means")])
+def test_methods_that_the_network_cannot_serve(trained, tmp_path, capsys, flags, words):
+    assert run(distill, *trained.common, "--teacher", trained.teacher, "--out", tmp_path / "s", *flags) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("module", ["teacher", "distill", "progressive"])
 def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, monkeypatch):
     monkeypatch.setattr(distill, "final_table", lambda *_: None)
-    command = dict(teacher=teacher, distill=distill)[module]
+    command = teacher if module == "teacher" else distill
     flags = trained.common + ["--eval_every", 2, "--save_every", 3]
-    flags += ["--teacher", trained.teacher, "--pool", 2, "--reuse", 2] if module == "distill" else []
+    flags += ["--teacher", trained.teacher, "--pool", 2, "--reuse", 2] if module != "teacher" else []
+    flags += ["--method", module] if module == "progressive" else []
     assert run(command, *flags, "--out", tmp_path / "whole", "--max_iters", 6) == 0
 
     class StopAfterSaving(teacher.Interrupt):  # as if Ctrl-C came at update 3
@@ -824,8 +956,7 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, monkeypat
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 3
     assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 6, "--resume") == 0
     whole, cut = (torch.load(tmp_path / d / "last.pt", weights_only=True) for d in ("whole", "cut"))
-    assert all(torch.equal(whole["net"][k], cut["net"][k]) and torch.equal(whole["ema"][k], cut["ema"][k])
-               for k in whole["net"])
+    assert all(torch.equal(whole[part][k], cut[part][k]) for part in ("net", "ema") for k in whole[part])
     rows = [(tmp_path / d / "log.csv").read_text().splitlines() for d in ("whole", "cut")]
     assert [r.split(",")[0] for r in rows[0]] == [r.split(",")[0] for r in rows[1]]
     assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 7, "--resume") == 0
