@@ -316,8 +316,8 @@ def final_table(teacher, student, batch, target, steps, w, s, device, out):
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def arguments():
-    """Command-line flags with their reasons."""
+def arguments(words=None):
+    """Command-line flags with their reasons. words: given in place of the command line's."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--steps", type=int, nargs="+", default=[1, 2, 4],
@@ -362,7 +362,7 @@ def arguments():
         help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
     add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    a = p.parse_args()
+    a = p.parse_args(words)
     if min(a.steps) < 1 or len(set(a.steps)) < len(a.steps) or math.lcm(*a.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, a.steps))}: expected different numbers, like 1 2 4, "
                        f"whose least common multiple is at most 64")
@@ -380,27 +380,35 @@ def arguments():
     return a
 
 
+def begin(a, teacher):
+    """What trains -> student, nets {"ema": its average, "previous": progressive's}, optimiser."""
+    torch.manual_seed(a.seed)
+    start = dict(step=lambda t: fold(t, sorted(rungs(a)), token=a.token), adaln=copy.deepcopy, pair=pair)
+    time = METHODS[a.method].time
+    student = start[time if a.tokens or time != "step" else "adaln"](teacher).requires_grad_(True).train()
+    names = ["ema"] + ["previous"] * (a.method == "progressive")
+    nets = {name: copy.deepcopy(student).requires_grad_(False).eval() for name in names}
+    student.recompute = a.recompute
+    optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return student, torch.nn.ModuleDict(nets), optimiser
+
+
 def build(a, device):
-    """Teacher, student, its average, the corpus, and the Bundle around the average that will be saved."""
+    """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
     b = load_checkpoint(a.teacher, device, a.flavour, a.vocab, a.mel)
     if b.contract["kind"] != "teacher":
         raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
     corpus = prepare(a.data, b.s, b.vocab, a.cache)
-    torch.manual_seed(a.seed)
     teacher = b.model.requires_grad_(False)
+    student, nets, optimiser = begin(a, teacher)
     free = METHODS[a.method].time != "step"                                       # any grid, any step count
-    start = dict(step=lambda t: fold(t, sorted(rungs(a)), token=a.token), adaln=copy.deepcopy, pair=pair)
-    student = start["step" if a.tokens else METHODS[a.method].time if free else "adaln"](teacher)
-    student.requires_grad_(True).train()
-    ema = copy.deepcopy(student).requires_grad_(False).eval()
-    student.recompute = a.recompute
     contract = dict(kind="student", steps=[] if free else sorted(a.steps), default=min(a.steps),
                     grid="cosine", cfg=a.cfg, iters=a.max_iters)
-    bundle = replace(b, model=ema, contract=contract, config=vars(a))
+    bundle = replace(b, model=nets["ema"], contract=contract, config=vars(a))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
     print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
           f"target: {teacher_grid(rungs(a), a.teacher_steps)[0]} teacher steps at w = {a.cfg:g}")
-    return teacher, student, ema, corpus, bundle
+    return teacher, student, nets, optimiser, corpus, bundle
 
 
 def objective(a):
@@ -410,9 +418,9 @@ def objective(a):
     return partial(METHODS[a.method].loss, **options)
 
 
-def update(a, method, student, nets, optimiser, trajectories, step):
+def update(a, method, student, nets, optimiser, batch, step):
     """One update of the student and its average nets["ema"] -> the loss, its parts, the gradient's norm."""
-    g, batch, steps = seed_update(a.seed, step), trajectories[step], rungs(a)
+    g, steps = seed_update(a.seed, step), rungs(a)
     if a.method == "progressive":               # its rungs 4, 2, 1 open one after the other
         stage, before = (i * len(steps) // a.max_iters for i in (step, step - 1))
         steps = steps[:stage + 1]
@@ -431,12 +439,8 @@ def main():
     device = pick_device(a.device)
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
-    teacher, student, ema, corpus, bundle = build(a, device)
-    optimiser = torch.optim.AdamW(student.parameters(), a.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    settings = dict(vars(a), dit=asdict(student.config))
-    nets = torch.nn.ModuleDict(dict(ema=ema))                                     # what a method may ask
-    if a.method == "progressive":
-        nets["previous"] = copy.deepcopy(ema)
+    teacher, student, nets, optimiser, corpus, bundle = build(a, device)
+    ema, settings = nets["ema"], dict(vars(a), dit=asdict(student.config))
     first = load_state(out / "last.pt", student, nets, optimiser, settings) if a.resume else 0
     method = objective(a)
     fixed = held_out(corpus, a.count, device)
@@ -449,7 +453,7 @@ def main():
     trajectories = Trajectories(teacher, corpus, a, device, first)
     parts, since = [], clock.perf_counter()
     for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
-        parts.append(update(a, method, student, nets, optimiser, trajectories, step))
+        parts.append(update(a, method, student, nets, optimiser, trajectories[step], step))
 
         done = step + 1
         if done % a.eval_every == 0 or done == a.max_iters:

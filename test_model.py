@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import torch
 
+import ablation
 import data
 import distill
 import evaluate
@@ -926,6 +927,31 @@ def test_every_method_runs_and_its_student_speaks(trained, tmp_path, method, mon
     assert b.model.config.time == distill.METHODS[method].time
     for steps in [1, 2] + [3] * (not b.contract["steps"]):                        # free grids take any number
         assert run(sample, "--ckpt", out / "student.pt", "--steps", steps, *words) == 0
+
+
+def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, capsys):
+    flags = [*trained.common[:-2], "--teacher", trained.teacher, "--out", tmp_path, "--max_iters", 2,
+             "--pool", 2, "--seeds", 0, 1]
+    assert len(ablation.systems()) == 8 + len(distill.METHODS) - 2
+
+    def rows():
+        file = ablation.Rows(tmp_path / "ablation.csv")
+        assert len({(r["system"], r["seed"], r["budget"]) for r in file.rows}) == len(file.rows)
+        return file.rows
+    assert run(ablation, *flags, "--only", "dual, tokens") == 0
+    whole = rows()
+    lines = (tmp_path / "ablation.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "ablation.csv").write_text("".join(lines[:3]))                    # as if it was cut off here
+    assert run(ablation, *flags, "--only", "dual, tokens") == 0
+    again = rows()
+    assert len(again) == len(whole) == 8 and again[:2] == whole[:2]
+    key = "mse@1 to teacher@10"
+    assert sorted(r[key] for r in again if r["budget"] == "updates") == sorted(
+        r[key] for r in whole if r["budget"] == "updates")                        # the same figures again
+    assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 2
+    assert run(ablation, *flags, "--only", "nothing") == 2 and "--only nothing" in capsys.readouterr().err
+    assert run(ablation, *flags, "--noise", "--only", "dual, tokens, w") == 0
+    assert capsys.readouterr().out.count("| endpoint |") == 2
 
 
 @pytest.mark.parametrize("flags, words", [
