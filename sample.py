@@ -2,6 +2,7 @@
 
     python sample.py --text "The old clock in the hall struck seven, and nobody moved."
     python sample.py --ckpt checkpoints/teacher.pt --steps 10 --text "..." --prompt me.wav --prompt_text "..."
+    python sample.py --ckpt my_teacher.pt --search 2 3 4          find and store its best grids (O3S)
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
@@ -147,6 +148,58 @@ def epss_grid(n):
 GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid, "epss": epss_grid}
 
 
+def own_grid(b, steps):
+    """The grid (N + 1,) that a checkpoint takes N steps on: one that was searched for it, or its kind's."""
+    found = b.contract.get("grids", {}).get(str(steps))
+    return GRIDS[b.contract["grid"]](steps) if found is None else torch.tensor(found)
+
+
+def pick_grid(b, steps, words):
+    """--grid: the name of a kind of grid, or its times 0,...,1 -> (N, grid (N + 1,))."""
+    if words is None or (b.contract["steps"] and words == b.contract["grid"]):
+        return steps, own_grid(b, steps)
+    if b.contract["steps"]:
+        raise BadInput(f"--grid {words}: this student was made for the {b.contract['grid']} grid")
+    if words in GRIDS:
+        return steps, GRIDS[words](steps)
+    try:
+        grid = torch.tensor([float(t) for t in words.split(",")])
+    except ValueError:
+        grid = torch.zeros(0)
+    if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or not (grid.diff() > 0).all():
+        raise BadInput(f"--grid {words}: expected {', '.join(GRIDS)}, or times from 0 up to 1, like 0,0.3,1")
+    return len(grid) - 1, grid
+
+
+def search_grid(score, n, sweeps=4, tolerance=0.01):
+    """O3S (IntMeanFlow, arXiv 2510.07979): a grid of n steps of high score(grid) -> (grid (n + 1,), score).
+
+    The interior points start uniform. Sweeps over i = n - 1 ... 1 search t_i between its neighbours by
+    thirds, the others fixed, until a sweep gains nothing. A real score has more than one hill: the best grid
+    seen wins, so the result is never worse than the start. score: any function of a grid.
+    """
+    if n < 2:
+        raise BadInput(f"--search {n}: there is nothing to search at fewer than two steps")
+    best = uniform_grid(n)
+    top = score(best)
+    for _ in range(sweeps):
+        before = top
+        for i in range(n - 1, 0, -1):
+            low, high = float(best[i - 1]), float(best[i + 1])
+            while high - low > tolerance:
+                third, scores = (high - low) / 3, []
+                for t in (low + third, high - third):
+                    grid = best.clone()
+                    grid[i] = t
+                    scores.append(score(grid))
+                    if scores[-1] > top:
+                        best, top = grid, scores[-1]
+                low, high = (low + third, high) if scores[0] < scores[1] else (low, high - third)
+        if top <= before:
+            break
+    return best, top
+
+
 def noise(seed, lengths, mels, first=0):
     """x0 (B, T, M), item i drawn from (seed, first + i) on the CPU: the same in any batch, on any device."""
     items = [torch.randn(int(T), mels, generator=torch.Generator().manual_seed(seed * 1_000_003 + first + i))
@@ -279,7 +332,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
     i's noise comes from (seed, i). grid: (N + 1,), None: b's own.
     """
     device = b.model.proj_out.weight.device
-    grid = GRIDS[b.contract["grid"]](steps) if grid is None else grid
+    grid = own_grid(b, steps) if grid is None else grid
     pad, mels = torch.nn.utils.rnn.pad_sequence, []
     prompt = torch.zeros(0, b.s.n_mels) if voice is None else voice["mel"].float()  # (P, M)
     plan, P = aligned_plan if b.model.config.aligned else f5_plan, len(prompt)
@@ -370,13 +423,66 @@ def join(wavs, fade):
     return whole
 
 
+# ---------------------------------------------------------------------------------------------------- search
+
+DEV = ["Please close the window before it rains.", "She counted seven boats on the quiet river.",
+       "Why did nobody answer the letter?", "The baker opened his shop an hour late today."]
+
+
+def closeness(b, mels, goals, voices):
+    """Minus the mean squared error to the goals, the teacher's fine solution from the same noise."""
+    return -float(torch.cat([((x - y) ** 2).flatten() for x, y in zip(mels, goals)]).mean())
+
+
+def speaker_similarity(b, mels, goals, voices):
+    """Mean cosine of resemblyzer's speaker embeddings to the voice prompt, both through Griffin-Lim."""
+    try:
+        from resemblyzer import VoiceEncoder
+    except ImportError:
+        raise BadInput("--score speaker needs the package resemblyzer: pip install resemblyzer") from None
+    encoder = VoiceEncoder("cpu", verbose=False)
+    said, want = ([encoder.embed_utterance(griffin_lim(m.float(), b.s, 16)) for m in some]
+                  for some in (mels, [v["mel"] for v in voices]))
+    return float(np.mean([s @ v for s, v in zip(said, want)]))
+
+
+SCORES = {"closeness": closeness, "speaker": speaker_similarity}   # (b, mels, goals, voices) -> float
+
+
+def search(b, a, w):
+    """--search: O3S for each N on DEV, beside the other grids; the found ones go into the checkpoint."""
+    if b.contract["steps"] or a.flavour:
+        why = "is F5-TTS's file" if a.flavour else f"takes {b.contract['steps']} steps on its own grid"
+        raise BadInput(f"--search: {a.ckpt} {why}; expected a checkpoint of ours that takes any grid")
+    if b.contract["kind"] == "student" and not a.teacher:
+        raise BadInput("--search: a student needs --teacher, whose fine solution it is compared with")
+    teacher = load_checkpoint(a.teacher, b.model.proj_out.weight.device) if a.teacher else b
+    inside = b.contract["cfg"] if b.contract["kind"] == "student" else w           # guidance in the goal
+    ids, ready = [encode(t, b.vocab)[0] for t in DEV], list(b.voices.values())[:2]
+
+    def say(bundle, guide, grid):
+        return [mel for v in ready for mel in speak(bundle, ids, v, len(grid) - 1, guide, a.seed, 1.0, grid)]
+    goals, voices = say(teacher, inside, cosine_grid(32)), [v for v in ready for _ in ids]
+    found = dict(b.contract.get("grids", {}))
+    for n in a.search:
+        def score(grid):
+            return SCORES[a.score](b, say(b, w, grid), goals, voices)
+        grid, top = search_grid(score, n)
+        found[str(n)] = grid.tolist()
+        print(f"{n} steps, {a.score}: " + ", ".join(f"{k} {score(make(n)):.4f}" for k, make in GRIDS.items())
+              + f", found {top:.4f} at {','.join(f'{t:.3f}' for t in grid.tolist())}")
+    b.contract["grids"] = found
+    save_checkpoint(a.ckpt, b)
+    print(f"wrote {a.ckpt}: sample.py and evaluate.py use these grids from now on; --grid takes another")
+
+
 # ---------------------------------------------------------------------------------------------------- command
 
 
 def check_steps(b, steps, w):
     """--steps as the checkpoint allows them and --cfg, defaults filled in -> (steps, w)."""
     allowed, kind = b.contract["steps"], b.contract["kind"]
-    steps = (min(allowed) if allowed else 10) if steps is None else steps
+    steps = (min(allowed) if allowed else b.contract.get("default", 10)) if steps is None else steps
     if not 1 <= steps <= 1000 or (allowed and steps not in allowed):
         takes = f"one of {', '.join(map(str, allowed))}" if allowed else "any number from 1 to 1000"
         raise BadInput(f"--steps {steps}: this {kind} takes {takes}")
@@ -429,14 +535,20 @@ def plot_mels(rows, path):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--text", required=True, help="what to say; long text is spoken in sentence chunks")
+    p.add_argument("--text", help="what to say; long text is spoken in sentence chunks")
     p.add_argument("--ckpt", default="checkpoints/student.pt",
                    help="teacher or student (default %(default)s)")
     p.add_argument("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
     p.add_argument("--cfg", type=float,
                    help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls "
                    "(default: 0 for a student, for a teacher the --cfg of its training run)")
-    p.add_argument("--grid", choices=sorted(GRIDS), help="times of a teacher's steps (default: its own)")
+    p.add_argument("--grid", help="times of the steps: cosine, uniform, epss, or 0,0.3,1 (default: the "
+                   "checkpoint's; a student of fixed steps has one)")
+    p.add_argument("--search", type=int, nargs="+", metavar="N",
+                   help="do not speak: find the best grid of N steps (O3S) and store it in --ckpt")
+    p.add_argument("--score", choices=SCORES, default="closeness", help="what --search maximises (default "
+                   "closeness: to the --teacher's 32-step mels; speaker: cosine to the voice, resemblyzer)")
+    p.add_argument("--teacher", help="--search: the teacher of a student (default: --ckpt itself)")
     p.add_argument("--voice", help="one of the checkpoint's own voices, or 'none' (default: its first)")
     p.add_argument("--prompt", help="a recording whose voice to use, with --prompt_text")
     p.add_argument("--prompt_text", help="the words spoken in --prompt")
@@ -458,8 +570,11 @@ def main():
     device = pick_device(a.device)
     b = load_checkpoint(a.ckpt, device, a.flavour, a.vocab, a.mel)
     steps, w = check_steps(b, a.steps, a.cfg)
-    if a.grid and b.contract["steps"] and a.grid != b.contract["grid"]:
-        raise BadInput(f"--grid {a.grid}: this student was made for the {b.contract['grid']} grid")
+    if a.search:
+        return search(b, a, w)
+    if a.text is None:
+        raise BadInput("--text is missing: give the words to say")
+    steps, grid = pick_grid(b, steps, a.grid)
     voice = pick_voice(b, a)
     texts = split_text(b, a.text, voice, a.speed)
     vocoder = load_vocoder(a.vocoder, b.s) if a.vocoder else griffin_lim
@@ -468,7 +583,6 @@ def main():
     calls = []                                  # count what really happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
     start = clock.perf_counter()
-    grid = GRIDS[a.grid or b.contract["grid"]](steps)
     with torch.autocast(device.type, torch.bfloat16, enabled=a.bf16):
         mels = speak(b, texts, voice, steps, w, a.seed, a.speed, grid)            # [(T, M)]
     flow = clock.perf_counter() - start

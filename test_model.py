@@ -1,12 +1,15 @@
 """The mathematics and the promises, on a CPU in under 90 seconds: python -m pytest -q"""
 import ast
+import csv
 import http.server
 import functools
 import hashlib
 import importlib.util
 import io
 import json
+import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1167,6 +1170,134 @@ def test_word_errors_and_nearest_voice():
     anchors = dict(a=x, b=y)
     assert evaluate.nearest_voice(encoder, [x, y, y], ["a", "a", "nobody"], anchors) == (0.5, 0.5, 0.5)
     assert evaluate.nearest_voice(encoder, [x], ["nobody"], anchors) is None
+
+
+# ------------------------------------------------------------------------------------------------ step search
+
+
+@pytest.mark.parametrize("n, best", [(2, [0.3]), (3, [0.15, 0.7]), (4, [0.1, 0.2, 0.9])])
+def test_o3s_finds_a_known_optimum(n, best):
+    def score(grid):
+        return -float(((grid[1:-1] - torch.tensor(best)) ** 2).sum())
+    grid, top = sample.search_grid(score, n, 20, 0.001)
+    assert (grid[1:-1] - torch.tensor(best)).abs().max() < 5e-3 and top > -1e-4
+
+
+def test_o3s_finds_the_best_two_euler_steps_of_an_ode():
+    """dx/dt = 2 t x from x = 1: two Euler steps end at 1 + 2 s (1 - s), nearest to e at s = 1/2."""
+    def score(grid):
+        x = 1.0
+        for s, e in zip(grid[:-1].tolist(), grid[1:].tolist()):
+            x += (e - s) * 2 * s * x
+        return -abs(x - math.e)
+    assert abs(float(sample.search_grid(score, 2, tolerance=1e-3)[0][1]) - 0.5) < 2e-3
+
+
+def test_o3s_is_never_worse_than_its_start_and_stays_increasing():
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        seen = {}
+
+        def score(grid):                        # noise: a different number for every grid, the same each time
+            return seen.setdefault(tuple(grid.tolist()), float(torch.randn((), generator=g)))
+        grid, top = sample.search_grid(score, 3)
+        assert top == score(grid) >= score(sample.uniform_grid(3))
+        assert grid[0] == 0 and grid[-1] == 1 and (grid.diff() > 0).all()
+    with pytest.raises(BadInput, match="nothing to search"):
+        sample.search_grid(lambda g: 0.0, 1)
+
+
+def test_o3s_command_stores_grids_that_speak(trained, tmp_path, capsys):
+    ckpt, out = tmp_path / "t.pt", ["--out", tmp_path / "x.wav", "--text", "hello"]
+    shutil.copy(trained.teacher, ckpt)
+    assert run(sample, "--ckpt", ckpt, "--search", 2, "--cfg", 0) == 0
+    assert "2 steps, closeness: cosine" in capsys.readouterr().out
+    b = sample.load_checkpoint(ckpt)
+    assert sample.own_grid(b, 2).tolist() == pytest.approx(b.contract["grids"]["2"])
+    assert torch.equal(sample.own_grid(b, 3), sample.cosine_grid(3))
+    b.contract["grids"]["2"] = [0.0, 0.9, 1.0]
+    other = sample.speak(b, [torch.tensor([1, 2, 1])], None, 2, seed=1)
+    b.contract["grids"] = {}
+    assert not torch.equal(other[0], sample.speak(b, [torch.tensor([1, 2, 1])], None, 2, seed=1)[0])
+    assert run(sample, "--ckpt", ckpt, *out, "--grid", "0,0.2,0.5,1", "--cfg", 0) == 0
+    assert "3 network calls" in capsys.readouterr().out
+    for flags, words in ((["--grid", "0,0.5,0.4,1"], "from 0 up to 1"), (["--grid", "0,x,1"], "--grid 0,x,1"),
+                         (["--grid", "0.1,1"], "from 0 up to 1"), (["--search", "1"], "nothing to search")):
+        assert run(sample, "--ckpt", ckpt, *out, *flags) == 2 and words in capsys.readouterr().err
+    for flags in (["--search", "2"], ["--grid", "uniform"]):
+        assert run(sample, "--ckpt", trained.student, *out, *flags) == 2
+        assert "grid" in capsys.readouterr().err
+    assert run(sample, "--ckpt", ckpt) == 2 and "--text is missing" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+def pulses(periods, levels=None, rate=16000):
+    """A train of decaying pulses, one a period (in samples)."""
+    wav = np.zeros(int(sum(periods)) + 400, np.float32)
+    ring = np.exp(-np.arange(200) / 30) * np.cos(np.arange(200) * 2 * np.pi * 700 / rate)
+    for k, start in enumerate(np.cumsum(periods).astype(int)):
+        wav[start:start + 200] += ring * (1 if levels is None else levels[k])
+    return 0.3 * wav
+
+
+def test_pitch_and_voice_quality_of_known_signals():
+    s, rng = MelSettings(), np.random.default_rng(0)
+    tone = pulses([16000 / 125] * 120)
+    f0, r = evaluate.pitch(tone, s)
+    assert len(f0) == len(tone) // 256 + 1 and np.abs(f0[8:-8] / 125 - 1).max() < 0.02
+    hiss = rng.normal(0, 0.1, 16000).astype(np.float32)
+    voiced, noisy, rough, shaky = (evaluate.prosody(x, s) for x in (
+        tone, tone + 0.05 * hiss[:len(tone)], pulses(128 * (1 + 0.1 * np.sin(np.arange(120)))),
+        pulses([128] * 120, 1 + 0.5 * np.sin(np.arange(120) / 5))))
+    assert voiced["hnr"] > noisy["hnr"] > 0 and voiced["periodicity"] > noisy["periodicity"]
+    assert voiced["jitter"] < 0.01 < rough["jitter"] and voiced["shimmer"] < shaky["shimmer"]
+    assert evaluate.prosody(hiss, s)["share_voiced"] < 0.1 < 0.9 < voiced["share_voiced"]
+    assert evaluate.prosody(hiss, s)["high_db"] > voiced["high_db"]
+    same = evaluate.against([voiced, noisy, rough], [voiced, noisy, rough])
+    assert same["log F0 RMSE"] == 0 and same["hnr correlation"] > 0.999 and same["high band dB"] == 0
+
+
+def test_intervals_and_tables():
+    x = np.random.default_rng(1).normal(5, 1, 400)
+    low, high = evaluate.interval(x)
+    assert low < x.mean() < high and high - low < evaluate.interval(x[:40])[1] - evaluate.interval(x[:40])[0]
+    low, high = evaluate.interval([1, 2, 0, 1], [10, 10, 5, 15])
+    assert 0 <= low <= 0.1 <= high
+    rows = [{"system": "a", "seed": k, "mel MSE": v, "mel MSE low": 0.1, "mel MSE high": 0.3}
+            for k, v in enumerate((0.1, 0.3))]
+    assert "| a | 0.2000 (0.1000 to 0.3000) |" in evaluate.markdown(rows, {"mel MSE": "{:.4f}"})
+
+
+def test_listening_page_escapes_text_and_its_files_exist(tmp_path):
+    wav = np.zeros(1600, np.float32)
+    columns = [("teacher@10, w = 0.7", [torch.randn(9, 80)], [wav])]
+    evaluate.write_page(tmp_path, ["<b>salt & pepper</b>"], columns, MelSettings())
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;salt &amp; pepper" in page and "<b>" not in page
+    files = re.findall(r'src="([^"]+)"', page)
+    assert len(files) == 2 and all((tmp_path / f).is_file() for f in files)
+
+
+def test_evaluate_command(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_encoder", lambda *_: (None, {}))
+    flags = [*trained.common[:-2], "--out", tmp_path]
+    both = ["--ckpt", trained.teacher, trained.student]
+    assert run(evaluate, *flags, *both, "--count", 2, "--seeds", 0, 1, "--page", 1) == 0
+    rows = list(csv.DictReader(open(tmp_path / "table.csv", newline="")))
+    assert [r["system"].split(",")[0] for r in rows] == ["recording", "copy synthesis"] + [
+        name for name in ("teacher@10", "student@1", "student@2", "student@4") for _ in (0, 1)]
+    assert all(float(r["mel MSE"]) >= 0 and float(r["variance"]) >= 0 for r in rows[2:])
+    assert "student@4" in (tmp_path / "table.md").read_text() and (tmp_path / "page.html").is_file()
+    shutil.copy(trained.teacher, tmp_path / "other.pt")
+    b = sample.load_checkpoint(tmp_path / "other.pt")
+    b.s = replace(b.s, floor=1e-3)
+    sample.save_checkpoint(tmp_path / "other.pt", b)
+    for more, said in ((["--ckpt", trained.teacher, tmp_path / "other.pt"], "other mel settings"),
+                       (["--ckpt", trained.student], "--teacher"), ([*both, "--steps", 3], "--steps 3"),
+                       ([*both, "--count", 0], "--count 0"), ([*both, "--seeds", -1], "--seeds -1")):
+        assert run(evaluate, *flags, *more) == 2 and said in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------- the repository
