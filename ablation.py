@@ -159,6 +159,8 @@ def main(words=None):
     add("--only", nargs="+", help="names of systems, or the beginning of a name (default: all)")
     add("--steps", type=int, nargs="+", default=[1, 2, 4], help="steps of the students (default 1 2 4)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    add("--budgets", nargs="+", choices=["updates", "seconds"], default=["updates", "seconds"],
+        help="equal number of updates, then equal seconds (default both)")
     add("--max_iters", type=int, default=300, help="updates of a run (default %(default)s)")
     add("--pool", type=int, default=64, help="shared teacher trajectories (default %(default)s)")
     add("--count", type=int, default=16, help="held-out recordings to measure on (default %(default)s)")
@@ -168,6 +170,8 @@ def main(words=None):
     a = p.parse_args(words)
     check_numbers(a)
     chosen = {k: v for k, v in systems().items() if not a.only or any(k.startswith(o) for o in a.only)}
+    if "seconds" in a.budgets and a.budgets[0] == "seconds":
+        raise BadInput("--budgets seconds: the pace comes from the runs of equal updates; put updates first")
     if not chosen:
         raise BadInput(f"--only {' '.join(a.only)}: expected one of {'; '.join(systems())}")
     device, out = pick_device(a.device), Path(a.out)
@@ -192,7 +196,7 @@ def main(words=None):
         if a.noise:
             print(noise(teacher, flags("dual, tokens, weak CFG", seed), trajectories))
             continue
-        for budget in ("updates", "seconds"):
+        for budget in a.budgets:
             for name in chosen:
                 if rows.find(system=name, seed=seed, budget=budget):
                     continue

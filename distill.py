@@ -3,9 +3,9 @@
     python distill.py --steps 1        one-step student of checkpoints/teacher.pt, minutes on two CPU cores
     python distill.py                  one student for 1, 2 and 4 steps
 
-The method is dsflow_loss(). Everything else here feeds it: the teacher's trajectories, the loop, the final
-table. Clock and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a
-multiple of every n.
+The method is dsflow_loss(); what both papers compare it to stands beside it, in METHODS. Everything else here
+feeds it: the teacher's trajectories, the loop, the final table. Clock and shapes: see model.py. n: the
+student's steps; K: the teacher's steps on a trajectory, a multiple of every n.
 """
 import argparse
 import copy
@@ -253,8 +253,9 @@ class Trajectories:
             g = seed_update(a.seed + 1, block * a.pool + which)
             batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
             batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
-            self.made[which] = teacher_states(self.teacher, batch, rungs(a), a.cfg, a.teacher_steps,
-                                              METHODS[a.method].dense)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=a.bf16):
+                self.made[which] = teacher_states(self.teacher, batch, rungs(a), a.cfg, a.teacher_steps,
+                                                  METHODS[a.method].dense)
             self.seconds += clock.perf_counter() - start
         return self.made[which]
 
