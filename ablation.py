@@ -108,7 +108,7 @@ def noise(teacher, a, trajectories, batches=96):
     def gradient(step, weight):
         student.zero_grad()
         g = seed_update(a.seed, step)
-        batch = trajectories[step % len(trajectories)]
+        batch, = trajectories[step % len(trajectories)]
         dsflow_loss(student, batch, 1, g, a=weight, p_uncond=0.0)[0].backward()
         return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     names = ["endpoint", "velocity", "dual, both terms (Eq. 7)", "dual, one term an item (ours)"]

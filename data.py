@@ -65,7 +65,7 @@ RANGES = dict(
     max_iters=(1, 1e9), batch_frames=(1, 1e9), eval_every=(1, 1e9), save_every=(1, 1e9), pool=(1, 1e9),
     reuse=(1, 1e9), duration_iters=(0, 1e9), warmup=(0, 1e9), seed=(0, 1e9), lr=(1e-9, 1), cfg=(0, 20),
     ema=(0, 1), p_noref=(0, 1), p_nothing=(0, 1), speed=(0.25, 4), count=(1, 1e9), a=(0, 1),
-    seeds=(0, 1e9), page=(0, 1e9), teacher_steps=(1, 1000))
+    seeds=(0, 1e9), page=(0, 1e9), teacher_steps=(1, 1000), accumulate=(1, 1e4))
 
 
 def check_numbers(a):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold, pair
+from parallel import anywhere, draw, first_alone, join, parts, world
 from sample import (add_f5_flags, conditions, cosine_grid, load_checkpoint, pick_device, plot_mels,
                     save_checkpoint)
 from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate, load_state, optimise,
@@ -39,7 +40,7 @@ def interval(batch, n, g):
     batch["starts"] (n + 1, B, T, M), where given, are the states to start from instead of the teacher's.
     """
     X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
-    stride, k = (len(grid) - 1) // n, torch.randint(n, (X.shape[1],), generator=g)
+    stride, k = (len(grid) - 1) // n, draw(batch, g, n)
     X_s = batch["starts"][k, items] if "starts" in batch else X[k * stride, items]
     return X_s, X[(k + 1) * stride, items], grid[k * stride], grid[(k + 1) * stride] - grid[k * stride]
 
@@ -58,10 +59,10 @@ def dsflow_loss(student, batch, n, g, nets=None, a=0.7, t_mf="mid", cfg_weight=0
     a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
     U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
     """
-    todo, mask, B = batch["todo"], batch["mask"], len(batch["todo"])              # (B, T)
+    todo, mask = batch["todo"], batch["mask"]                                     # (B, T)
     X_s, X_e, s, D = interval(batch, n, g)                                        # (B, T, M), (B,)
-    end = (torch.rand(B, generator=g) < a).to(X_s.device)                         # items for the endpoint
-    r = torch.rand(B, generator=g).to(X_s.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
+    end = (draw(batch, g) < a).to(X_s.device)                                     # items for the endpoint
+    r = draw(batch, g).to(X_s.device) if t_mf == "uniform" else torch.full_like(D, 0.5)
     r = r.masked_fill(end, 0)                              # the endpoint term asks at the chord's start, X_s
     uncond = float(torch.rand((), generator=g)) < p_uncond and cfg_weight > 0
     cond, null = condition(student, batch, uncond)
@@ -125,7 +126,7 @@ def consistency_loss(student, batch, n, g, nets):
     later one asks the average of the student, nets["ema"]. [ours] the weight is 1 at every t.
     """
     X, grid, items = batch["states"], batch["grid"], torch.arange(batch["states"].shape[1])
-    i = torch.randint(len(grid) - 1, (X.shape[1],), generator=g)
+    i = draw(batch, g, len(grid) - 1)
     x, y, t, r = X[i, items], X[i + 1, items], grid[i], grid[i + 1]               # (B, T, M), (B,)
     with torch.no_grad():
         f_y = y + (1 - r)[:, None, None] * nets["ema"](y, r, *condition(nets["ema"], batch)[0], batch["mask"])
@@ -140,11 +141,11 @@ def two_times(batch, n, g, same=0.0):
     [ours; the papers do not say] half of the items take an interval of the n-step grid, a share `same` of the
     others has r = t, the rest is uniform over all pairs.
     """
-    K, B = len(batch["grid"]) - 1, batch["states"].shape[1]
+    K = len(batch["grid"]) - 1
     pairs = torch.combinations(torch.arange(K + 1))                               # (K (K + 1) / 2, 2)
-    i, j = pairs[torch.randint(len(pairs), (B,), generator=g)].T
-    j = torch.where(torch.rand(B, generator=g) < same, i, j)
-    k, few = torch.randint(n, (B,), generator=g), torch.rand(B, generator=g) < 0.5
+    i, j = pairs[draw(batch, g, len(pairs))].T
+    j = torch.where(draw(batch, g) < same, i, j)
+    k, few = draw(batch, g, n), draw(batch, g) < 0.5
     return torch.where(few, k * (K // n), i), torch.where(few, (k + 1) * (K // n), j)
 
 
@@ -243,7 +244,7 @@ class Trajectories:
         self.batches = itertools.islice(batches, first // (a.pool * a.reuse) * a.pool, None)
 
     def __getitem__(self, step):
-        """The batch of one update; seconds adds up the time spent in the teacher."""
+        """The parts of one update's batch; seconds adds up the time spent in the teacher."""
         a, start = self.a, clock.perf_counter()
         block, inside = divmod(step, a.pool * a.reuse)
         which = inside % a.pool
@@ -254,8 +255,9 @@ class Trajectories:
             batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
             batch = {k: v.to(self.device) for k, v in infill(batch, g, a.p_noref, 0.0).items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=a.bf16):
-                self.made[which] = teacher_states(self.teacher, batch, rungs(a), a.cfg, a.teacher_steps,
-                                                  METHODS[a.method].dense)
+                self.made[which] = [teacher_states(self.teacher, part, rungs(a), a.cfg, a.teacher_steps,
+                                                   METHODS[a.method].dense)
+                                    for part in parts(batch, a.accumulate)]
             self.seconds += clock.perf_counter() - start
         return self.made[which]
 
@@ -345,6 +347,8 @@ def arguments(words=None):
     add("--max_iters", type=int, default=2000, help="updates (default %(default)s)")
     add("--batch_frames", type=int, default=800,
         help="mel frames per update, padding included (default %(default)s)")
+    add("--accumulate", type=int, default=1,
+        help="parts of a batch, one after the other: less memory, the same update (default %(default)s)")
     add("--lr", type=float, default=3e-4, help="peak learning rate of AdamW (default %(default)s)")
     add("--warmup", type=int, default=20, help="updates of linear warm-up (default %(default)s)")
     add("--ema", type=float, default=0.99,
@@ -399,7 +403,7 @@ def build(a, device):
     b = load_checkpoint(a.teacher, device, a.flavour, a.vocab, a.mel)
     if b.contract["kind"] != "teacher":
         raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
-    corpus = prepare(a.data, b.s, b.vocab, a.cache)
+    corpus = first_alone(lambda: prepare(a.data, b.s, b.vocab, a.cache))
     teacher = b.model.requires_grad_(False)
     student, nets, optimiser = begin(a, teacher)
     free = METHODS[a.method].time != "step"                                       # any grid, any step count
@@ -420,7 +424,10 @@ def objective(a):
 
 
 def update(a, method, student, nets, optimiser, batch, step):
-    """One update of the student and its average nets["ema"] -> the loss, its parts, the gradient's norm."""
+    """One update of the student and its average nets["ema"] -> per part: loss, its terms, gradient norm.
+
+    batch: its parts, see parallel.py.
+    """
     g, steps = seed_update(a.seed, step), rungs(a)
     if a.method == "progressive":               # its rungs 4, 2, 1 open one after the other
         stage, before = (i * len(steps) // a.max_iters for i in (step, step - 1))
@@ -428,52 +435,61 @@ def update(a, method, student, nets, optimiser, batch, step):
         if stage > before >= 0:
             nets["previous"].load_state_dict(nets["ema"].state_dict())
     n = steps[int(torch.randint(len(steps), (), generator=g))]
-    with torch.autocast(batch["x0"].device.type, torch.bfloat16, enabled=a.bf16):
-        loss, parts = method(student, batch, n, g, nets)
-    norm = optimise(loss, student, optimiser, [learning_rate(step, a.lr, a.warmup, a.max_iters)], step)
+    start, told = g.get_state(), []
+    for part in batch:
+        g.set_state(start)                      # every part draws what the whole batch would
+        with torch.autocast(part["x0"].device.type, torch.bfloat16, enabled=a.bf16):
+            loss, terms = method(student, part, n, g, nets)
+        (part["weight"] * loss).backward()
+        told.append(dict(loss=loss.detach(), **{k: v.detach() for k, v in terms.items()}))
+    norm = optimise(student, optimiser, [learning_rate(step, a.lr, a.warmup, a.max_iters)], step)
     ema_update(nets["ema"], student, step, a.ema)
-    return dict(loss=loss.detach(), **parts, grad_norm=norm)
+    return [dict(terms, grad_norm=norm) for terms in told]
 
 
 def main():
     a = arguments()
-    device = pick_device(a.device)
-    out = Path(a.out)
+    join()
+    device, out, first_process = pick_device(a.device), Path(a.out), world()[0] == 0
     out.mkdir(parents=True, exist_ok=True)
     teacher, student, nets, optimiser, corpus, bundle = build(a, device)
     ema, settings = nets["ema"], dict(vars(a), dit=asdict(student.config))
     first = load_state(out / "last.pt", student, nets, optimiser, settings) if a.resume else 0
     method = objective(a)
-    fixed = held_out(corpus, a.count, device)
-    goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
-    for guide in dict.fromkeys((0.0, a.cfg)):
-        own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
-        print(f"held out, mel MSE to teacher@10: the teacher's own single step at w = {guide:g} {own:.4f}")
+    if first_process:                           # it alone measures and writes
+        fixed = held_out(corpus, a.count, device)
+        goal = rollout(teacher, fixed, cosine_grid(10), a.cfg)[-1]
+        for guide in dict.fromkeys((0.0, a.cfg)):
+            own = distance(rollout(teacher, fixed, cosine_grid(1), guide)[-1], goal, fixed["todo"])
+            print(f"held out, mel MSE to teacher@10: teacher's own single step at w = {guide:g} {own:.4f}")
 
     log, interrupt = Log(out / "log.csv", first), Interrupt()
     trajectories = Trajectories(teacher, corpus, a, device, first)
-    parts, since = [], clock.perf_counter()
-    for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters, disable=None):
-        parts.append(update(a, method, student, nets, optimiser, trajectories[step], step))
+    told, since = [], clock.perf_counter()
+    for step in tqdm(range(first, a.max_iters), "distill", initial=first, total=a.max_iters,
+                     disable=None if first_process else True):
+        told += update(a, method, student, nets, optimiser, trajectories[step], step)
 
-        done = step + 1
+        done, stop = step + 1, anywhere(interrupt.asked, device)
         if done % a.eval_every == 0 or done == a.max_iters:
-            seconds = clock.perf_counter() - since
-            report = {k: float(torch.stack([p[k].detach() for p in parts]).nanmean()) for k in parts[0]}
-            for n in sorted(a.steps):
-                x1 = rollout(ema, fixed, cosine_grid(n), 0.0)[-1]
-                report[f"mse@{n}"] = distance(x1, goal, fixed["todo"])
-            log.report(step=done, **report, seconds_per_update=seconds / len(parts),
-                       teacher_share=trajectories.seconds / seconds)
-            parts, since, trajectories.seconds = [], clock.perf_counter(), 0.0
-        if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
+            if first_process:
+                seconds = clock.perf_counter() - since
+                report = {k: float(torch.stack([terms[k] for terms in told]).nanmean()) for k in told[0]}
+                for n in sorted(a.steps):
+                    x1 = rollout(ema, fixed, cosine_grid(n), 0.0)[-1]
+                    report[f"mse@{n}"] = distance(x1, goal, fixed["todo"])
+                log.report(step=done, **report, seconds_per_update=seconds / len(told) * a.accumulate,
+                           teacher_share=trajectories.seconds / seconds)
+            told, since, trajectories.seconds = [], clock.perf_counter(), 0.0
+        if first_process and (done % a.save_every == 0 or done == a.max_iters or stop):
             save_checkpoint(out / "student.pt", bundle)                           # first: never older
             save_state(out / "last.pt", done, student, nets, optimiser, settings)
-        if interrupt.asked:
+        if stop:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
     interrupt.restore()
-    final_table(teacher, ema, fixed, goal, sorted(a.steps), a.cfg, corpus.s, device, out)
+    if first_process:
+        final_table(teacher, ema, fixed, goal, sorted(a.steps), a.cfg, corpus.s, device, out)
     print(f"wrote {out / 'student.pt'}; hear it: python sample.py --ckpt {out / 'student.pt'} --text \"...\"")
 
 

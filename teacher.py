@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data import BadInput, MelSettings, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
+from parallel import anywhere, first_alone, join, parts, sum_gradients, world
 from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device,
                     plot_mels, save_atomic, save_checkpoint)
 
@@ -50,20 +51,20 @@ def seed_update(seed, step):
     return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
-def optimise(loss, net, optimiser, rates, step, clip=1.0):
-    """Backward, clip, update -> gradient norm. rates: the learning rate of each parameter group.
+def optimise(net, optimiser, rates, step, clip=1.0):
+    """Clip the gradients, update, clear them -> gradient norm. rates: learning rate of each parameter group.
 
-    A loss or gradient that is not finite stops the run before it reaches the weights.
+    A gradient that is not finite, as of a loss that is not, stops the run before it reaches the weights.
     """
     for group, rate in zip(optimiser.param_groups, rates):
         group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    sum_gradients(net)
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-    if not torch.isfinite(loss + norm):
-        raise BadInput(f"loss {loss.item():g} and gradient norm {norm.item():g} at update {step}: run again "
-                       f"with a lower --lr (now {rates[0]:.1e}); the last checkpoint is intact")
+    if not torch.isfinite(norm):
+        raise BadInput(f"gradient norm {norm.item():g} at update {step}: run again with a lower --lr (now "
+                       f"{rates[0]:.1e}); the last checkpoint is intact")
     optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
     return norm
 
 
@@ -109,7 +110,7 @@ class Interrupt:
 
 
 FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters", "count",
-        "recompute"}                            # may differ on --resume
+        "recompute", "accumulate"}              # may differ on --resume
 
 
 def save_state(path, step, net, ema, optimiser, settings):
@@ -236,6 +237,8 @@ def arguments():
     add("--max_iters", type=int, default=6500, help="updates (default %(default)s)")
     add("--batch_frames", type=int, default=2000,
         help="mel frames per update, padding included (default %(default)s)")
+    add("--accumulate", type=int, default=1,
+        help="parts of a batch, one after the other: less memory, the same update (default %(default)s)")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default %(default)s)")
     add("--duration_iters", type=int, default=1500,
         help="updates of the duration predictor, which overfits soon after (default %(default)s)")
@@ -266,7 +269,7 @@ def build(a, device):
     if init and init.contract["kind"] != "teacher":
         raise BadInput(f"--init {a.init}: holds a student; expected a checkpoint of teacher.py")
     s = init.s if init else MelSettings()
-    corpus = prepare(a.data, s, init.vocab if init else None, a.cache)
+    corpus = first_alone(lambda: prepare(a.data, s, init.vocab if init else None, a.cache))
     V = len(corpus.vocab)
     torch.manual_seed(a.seed)
     dit = init.model if init else DiT(DiTConfig(vocab=V, mels=s.n_mels, **SIZES[a.size]))
@@ -283,8 +286,8 @@ def build(a, device):
 
 def main():
     a = arguments()
-    device = pick_device(a.device)
-    out = Path(a.out)
+    join()
+    device, out, first_process = pick_device(a.device), Path(a.out), world()[0] == 0
     out.mkdir(parents=True, exist_ok=True)
     corpus, net, ema, bundle = build(a, device)
     groups = [dict(params=net[name].parameters()) for name in ("dit", "duration")]
@@ -294,32 +297,37 @@ def main():
     log, interrupt, fixed = Log(out / "log.csv", first), Interrupt(), held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), first, None)
     since, running = clock.perf_counter(), []
-    for step in tqdm(range(first, a.max_iters), "teacher", initial=first, total=a.max_iters, disable=None):
+    for step in tqdm(range(first, a.max_iters), "teacher", initial=first, total=a.max_iters,
+                     disable=None if first_process else True):
         g = seed_update(a.seed, step)
         batch = infill(collate(corpus, [corpus.train[i] for i in next(order)]), g, a.p_noref, a.p_nothing)
-        t = torch.rand(len(batch["mel"]), generator=g).to(device)
-        batch = {k: v.to(device) for k, v in batch.items()}
-        flow = cfm_loss(net["dit"], batch, t)
-        duration = net["duration"].loss(batch["text"], batch["durations"])
+        batch["t"] = torch.rand(len(batch["mel"]), generator=g)                   # (B,)
         timing = step < a.duration_iters                                          # durations are done early
+        told = []
+        for part in parts({k: v.to(device) for k, v in batch.items()}, a.accumulate):
+            flow = cfm_loss(net["dit"], part, part["t"])
+            duration = net["duration"].loss(part["text"], part["durations"])
+            (part["weight"] * (flow + duration * timing)).backward()
+            told.append((flow.detach(), duration.detach()))
         rates = [learning_rate(step, a.lr, a.warmup, a.max_iters),
                  learning_rate(step, a.lr, a.warmup, a.duration_iters) * timing]
-        norm = optimise(flow + duration * timing, net, optimiser, rates, step)
+        norm = optimise(net, optimiser, rates, step)
         ema_update(ema, net, step, a.ema)
-        running.append((flow.detach(), duration.detach(), norm))
+        running += [(*terms, norm) for terms in told]
 
-        done = step + 1
+        done, stop = step + 1, anywhere(interrupt.asked, device)
         if done % a.eval_every == 0 or done == a.max_iters:
-            means = torch.tensor(running).mean(0).tolist()
-            seconds = (clock.perf_counter() - since) / len(running)
-            flow, duration = report_held_out(bundle, fixed, a.cfg, out, f"step{done:06d}")
-            log.report(step=done, loss=means[0], duration_loss=means[1], grad_norm=means[2], held_loss=flow,
-                       held_duration_loss=duration, seconds_per_update=seconds)
+            if first_process:
+                means = torch.tensor(running).mean(0).tolist()
+                seconds = (clock.perf_counter() - since) / len(running) * a.accumulate
+                flow, duration = report_held_out(bundle, fixed, a.cfg, out, f"step{done:06d}")
+                log.report(step=done, loss=means[0], duration_loss=means[1], grad_norm=means[2],
+                           held_loss=flow, held_duration_loss=duration, seconds_per_update=seconds)
             since, running = clock.perf_counter(), []
-        if done % a.save_every == 0 or done == a.max_iters or interrupt.asked:
+        if first_process and (done % a.save_every == 0 or done == a.max_iters or stop):
             save_checkpoint(out / "teacher.pt", bundle)                           # first: never older
             save_state(out / "last.pt", done, net, ema, optimiser, settings)
-        if interrupt.asked:
+        if stop:
             print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
     interrupt.restore()
