@@ -65,7 +65,8 @@ RANGES = dict(
     max_iters=(1, 1e9), batch_frames=(1, 1e9), eval_every=(1, 1e9), save_every=(1, 1e9), pool=(1, 1e9),
     reuse=(1, 1e9), duration_iters=(0, 1e9), warmup=(0, 1e9), seed=(0, 1e9), lr=(1e-9, 1), cfg=(0, 20),
     ema=(0, 1), p_noref=(0, 1), p_nothing=(0, 1), speed=(0.25, 4), count=(1, 1e9), a=(0, 1),
-    seeds=(0, 1e9), page=(0, 1e9), teacher_steps=(1, 1000), accumulate=(1, 1e4))
+    seeds=(0, 1e9), page=(0, 1e9), teacher_steps=(1, 1000), accumulate=(1, 1e4),
+    rounds=(1, 1e4), batch=(1, 1e4))
 
 
 def check_numbers(a):
@@ -383,20 +384,27 @@ def align_batch(features, ids, gauss):
     return [d[:n] for d, n in zip(viterbi(score, T, L), L)]
 
 
-def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
+def align_corpus(features, lengths, ids, vocab_size, rounds=8, batch=32, learn=4000):
     """Flat-start alignment -> durations [(L,)] and the Gaussians {"mean", "var"} that produced them.
 
-    features(i) gives (T, C) of utterance i; ids[i] is (L,) with L <= T. Start: every character gets an equal
-    share of the frames. Each round estimates one Gaussian per character from the present alignment, then
-    re-aligns everything.
+    features(i) gives (T, C) of utterance i, lengths[i] its T; ids[i] is (L,) with L <= T. Start: every
+    character gets an equal share of the frames. Each round estimates one Gaussian per character from the
+    present alignment, then re-aligns. A corpus of more than `learn` utterances takes as many of all lengths
+    for that, and is aligned once at the end.
     """
-    lengths = [len(features(i)) for i in range(len(ids))]
     order = sorted(range(len(ids)), key=lambda i: lengths[i])
+    some = order[::math.ceil(len(order) / learn)]
     durations = [torch.bincount(torch.arange(T) * len(i) // T) for T, i in zip(lengths, ids)]
     gauss = None
+
+    def realign(order):
+        for b in range(0, len(order), batch):
+            part = order[b:b + batch]
+            for i, d in zip(part, align_batch([features(i) for i in part], [ids[i] for i in part], gauss)):
+                durations[i] = d
     for _ in tqdm(range(rounds), desc="align", leave=False, disable=None):
         count, s1, s2 = torch.zeros(vocab_size + 1, 1), 0.0, 0.0
-        for i in order:
+        for i in some:
             f, char = features(i), ids[i].repeat_interleave(durations[i])         # (T, C), (T,)
             count.index_add_(0, char, torch.ones(len(char), 1))
             s1 = s1 + torch.zeros(vocab_size + 1, f.shape[1]).index_add_(0, char, f)
@@ -406,20 +414,29 @@ def align_corpus(features, ids, vocab_size, rounds=8, batch=32):
         mean = s1 / seen
         var = torch.where(count > 1, s2 / seen - mean ** 2, overall).clamp(min=0) + 0.02 * overall + 1e-6
         gauss = {"mean": mean, "var": var}
-        for b in range(0, len(order), batch):
-            part = order[b:b + batch]
-            for i, d in zip(part, align_batch([features(i) for i in part], [ids[i] for i in part], gauss)):
-                durations[i] = d
+        realign(some)
+    if len(some) < len(order):
+        realign(order)
     return durations, gauss
 
 
 # ---------------------------------------------------------------------------------------------------- cache
 
 
-class Corpus:
-    """A prepared corpus: mel frames on disk, everything else in memory.
+class Ragged:
+    """Sequences of different lengths in one array; item i is its slice as a tensor (L,)."""
 
-    names, speakers, texts: one string per utterance; ids, durations: [(L,)] int64; mel(i): (T, M) float32;
+    def __init__(self, flat, lengths):
+        self.flat, self.end, self.lengths = torch.from_numpy(flat), np.cumsum(lengths), lengths
+
+    def __getitem__(self, i):
+        return self.flat[self.end[i] - self.lengths[i]:self.end[i]]
+
+
+class Corpus:
+    """A prepared corpus: mel frames on disk, everything else in memory, a kilobyte or two an utterance.
+
+    names, speakers, texts: a string each; ids, durations: of each (L,) int64; mel(i): (T, M) float32;
     frames: (U,) int64; vocab: str; gauss: the aligner's Gaussians; skipped: [(name, reason)]; s: MelSettings;
     train, held: lists of utterance numbers. All takes of one sentence are on one side of that split.
     """
@@ -431,9 +448,8 @@ class Corpus:
         self.names, self.speakers, self.texts = index["names"], index["speakers"], index["texts"]
         self.frames = torch.from_numpy(arrays["frames"])
         self.start = self.frames.cumsum(0) - self.frames
-        ends = np.cumsum(arrays["chars"])[:-1]
-        self.ids = [torch.from_numpy(a) for a in np.split(arrays["ids"], ends)]
-        self.durations = [torch.from_numpy(a) for a in np.split(arrays["durations"], ends)]
+        self.ids = Ragged(arrays["ids"], arrays["chars"])
+        self.durations = Ragged(arrays["durations"], arrays["chars"])
         self.gauss = {"mean": torch.from_numpy(arrays["mean"]), "var": torch.from_numpy(arrays["var"])}
         self.memory = np.memmap(folder / "mel.f16", np.float16, "r",
                                 shape=(int(self.frames.sum()), self.s.n_mels))
@@ -451,7 +467,7 @@ class Corpus:
         return int(self.frames.sum()) * self.s.hop / self.s.rate / 3600
 
 
-CACHE_VERSION = 3           # count it up when anything in this file changes what an entry holds
+CACHE_VERSION = 4           # count it up when anything in this file changes what an entry holds
 
 
 def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
@@ -514,7 +530,7 @@ def _build(found, skipped, s, vocab, out, folder):
     def features(i):
         return cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32)))
     if aligned:
-        durations, gauss = align_corpus(features, ids, len(vocab))
+        durations, gauss = align_corpus(features, frames, ids, len(vocab))
     else:                                       # all frames are filed under the first token
         durations = [torch.cat([torch.tensor([T]), torch.zeros_like(i)[1:]]) for T, i in zip(frames, ids)]
         gauss = {"mean": torch.zeros(0), "var": torch.zeros(0)}
@@ -537,7 +553,7 @@ def batch_indices(frames, max_frames, seed):
     """
     g = torch.Generator().manual_seed(seed)
     while True:
-        jitter = 1 + 0.1 * torch.rand(len(frames), generator=g)                   # new neighbours each epoch
+        jitter = 1 + 0.05 * torch.rand(len(frames), generator=g)                   # new neighbours each epoch
         batches, batch, longest = [], [], 0
         for i in (frames * jitter).argsort().tolist():
             longest = max(longest, int(frames[i]))

@@ -4,6 +4,7 @@
     python evaluate.py                                           shipped checkpoints on 40 unseen sentences
     python evaluate.py --ckpt teacher.pt student.pt --data DIR --held --seeds 0 1 2
     python evaluate.py --ablation                                the same as ablation.py
+    python evaluate.py --bench                                   the same as bench.py
 
 Writes table.md, table.csv (a row a system and seed), audio, and page.html to listen to. Each sentence is
 spoken with the ready voice of its recording's speaker and with predicted durations. The yardstick of a
@@ -30,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 import ablation
+import bench
 from data import (BadInput, check_numbers, cli, encode, find_utterances, griffin_lim, load_audio, normalise,
                   prepare)
 from model import count_parameters
@@ -333,9 +335,8 @@ def describe(listened, sounds, texts, goals=None, theirs=None, copy=None):
     return row
 
 
-def evaluate(a, device, out, pool):
-    """Run everything -> rows, and for the listening page its texts and columns [(name, mels, wavs)]."""
-    teacher, plan = load_all(a, device)
+def evaluate(a, teacher, plan, pool):
+    """Run what load_all() gave -> rows, and for the page its texts and columns [(name, mels, wavs)]."""
     s, rows, columns, yardsticks = teacher.s, [], [], {}
     corpus = prepare(a.data, s, teacher.vocab, a.cache)
     paths = {(speaker, name): path for name, path, _, speaker in find_utterances(a.data)[0]}
@@ -389,15 +390,17 @@ def evaluate(a, device, out, pool):
 
 def main(given=None):
     given = sys.argv[1:] if given is None else given
-    if "--ablation" in given:
-        return ablation.main([word for word in given if word != "--ablation"])
+    for flag, other in (("--ablation", ablation), ("--bench", bench)):
+        if flag in given:
+            return other.main([word for word in given if word != flag])
     a = arguments(given)
     device, out = pick_device(a.device), Path(a.out)
     if importlib.util.find_spec("pocketsphinx") is None:
         print("word errors left out: they need the package pocketsphinx")
+    teacher, plan = load_all(a, device)
     out.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2, start_worker) as pool:
-        rows, texts, columns, s = evaluate(a, device, out, pool)
+        rows, texts, columns, s = evaluate(a, teacher, plan, pool)
     protocol = (
         f"{len(texts)} sentences of {a.data}, seeds {' '.join(map(str, a.seeds))}. Mel distance, F0, "
         "correlations and high band: against the teacher's 32 steps from the same noise. Variance: over 4 "

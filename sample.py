@@ -232,8 +232,8 @@ def euler(model, x0, grid, cond, null=None, w=0.0, mask=None, known=None, midpoi
     def velocity(x, s, e):
         time = {"step": len(grid) - 1, "pair": (s, e), "adaln": s}[model.config.time]
         return guided_velocity(model, x, time, cond, null, w, mask)
-    states = [x0]
-    for s, e in zip(grid[:-1].tolist(), grid[1:].tolist()):
+    states, times = [x0], grid.to(x0.device)    # tensors: a float would be compiled anew each step
+    for s, e in zip(times[:-1], times[1:]):
         v = velocity(states[-1], s, e)
         if midpoint:
             v = velocity(states[-1] + (e - s) / 2 * v, (s + e) / 2, e)
@@ -559,6 +559,8 @@ def main():
                    "charactr/vocos-mel-24khz (needs vocos; default: Griffin-Lim)")
     add_f5_flags(p)
     p.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on most machines")
+    p.add_argument("--compile", action="store_true",
+                   help="torch.compile the network first: half a minute, for long text on CUDA")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     p.add_argument("--out", default="out/sample.wav",
                    help="where the audio goes, .wav or .flac; a .png of the mel goes beside it")
@@ -580,6 +582,8 @@ def main():
     vocoder = load_vocoder(a.vocoder, b.s) if a.vocoder else griffin_lim
     out.parent.mkdir(parents=True, exist_ok=True)
 
+    if a.compile:
+        b.model.compile(dynamic=True)           # one program for every length
     calls = []                                  # count what really happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
     start = clock.perf_counter()

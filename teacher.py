@@ -133,15 +133,18 @@ def load_state(path, net, ema, optimiser, settings):
     return state["step"]
 
 
-def pick_voices(corpus, seconds=3.0):
-    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name."""
-    voices = {}
-    for speaker in sorted(set(corpus.speakers)):
-        mine = [i for i in corpus.train if corpus.speakers[i] == speaker] or corpus.train
-        i = min(mine, key=lambda i: abs(int(corpus.frames[i]) * corpus.s.hop / corpus.s.rate - seconds))
-        voices[speaker or "voice"] = dict(mel=corpus.mel(i).half(), text=corpus.ids[i],
-                                          durations=corpus.durations[i])
-    return voices
+def pick_voices(corpus, seconds=3.0, most=16):
+    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name.
+
+    Of at most so many speakers: they travel in every checkpoint.
+    """
+    best = {}                                   # speaker -> (distance to that length, utterance)
+    for i in corpus.train:
+        off = abs(int(corpus.frames[i]) * corpus.s.hop / corpus.s.rate - seconds)
+        best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
+    return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
+                                     durations=corpus.durations[i].clone())
+            for speaker, (_, i) in sorted(best.items())[:most]}
 
 
 def held_out(corpus, count, device):
