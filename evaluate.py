@@ -130,7 +130,7 @@ def prosody(wav, s, voiced_at=0.5):
     some = voiced.any()
     return dict(f0=f0, voiced=voiced, pitch=np.log(f0[voiced]).mean() if some else np.nan,
                 periodicity=r[voiced].mean() if some else np.nan, jitter=local(period), shimmer=local(level),
-                hnr=10 * np.log10(r / (1 - r))[voiced].mean() if some else np.nan, share_voiced=voiced.mean(),
+                hnr=10 * np.log10(r[voiced] / (1 - r[voiced])).mean() if some else np.nan, share_voiced=voiced.mean(),
                 high_db=10 * np.log10(max(top, 1e-12)), level_db=20 * np.log10(max(wav.std(), 1e-9)))
 
 

@@ -35,14 +35,23 @@ def world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def together(act):
+    """act(), which waits for all processes; when one of them is gone, the others end with one line."""
+    try:
+        act()
+    except RuntimeError as problem:
+        raise BadInput(f"another process of this run is gone ({str(problem).splitlines()[0][:80]}); "
+                       "--resume continues from the last checkpoint") from None
+
+
 def first_alone(make):
     """make(), in the first process before the others: what it leaves in a cache they find there."""
     rank, ranks = world()
     if rank:
-        dist.barrier()
+        together(dist.barrier)
     made = make()
     if ranks > 1 and not rank:
-        dist.barrier()
+        together(dist.barrier)
     return made
 
 
@@ -87,11 +96,7 @@ def sum_gradients(net):
     if world()[1] > 1:
         grads = [p.grad for p in net.parameters() if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
-        try:
-            dist.all_reduce(flat)
-        except RuntimeError as problem:
-            raise BadInput(f"another process of this run is gone ({str(problem).splitlines()[0][:80]}); "
-                           "--resume continues from the last checkpoint") from None
+        together(lambda: dist.all_reduce(flat))
         for grad, total in zip(grads, flat.split([grad.numel() for grad in grads])):
             grad.copy_(total.view_as(grad))
 
@@ -100,6 +105,6 @@ def anywhere(flag, device):
     """True in every process if flag is in one: all of them stop after the same update."""
     if world()[1] == 1:
         return flag
-    flag = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flag)
-    return bool(flag)
+    count = torch.tensor(float(flag), device=device)
+    together(lambda: dist.all_reduce(count))
+    return bool(count)
