@@ -127,10 +127,10 @@ def prosody(wav, s, voiced_at=0.5):
         return np.abs(np.diff(x))[both].mean() / x[voiced].mean() if both.any() else np.nan
     power = np.abs(np.fft.rfft(wav)) ** 2
     top = power[int(len(power) * 4000 / (s.rate / 2)):].sum() / max(power.sum(), 1e-12)
-    some = voiced.any()
+    some, sure = voiced.any(), r[voiced]
     return dict(f0=f0, voiced=voiced, pitch=np.log(f0[voiced]).mean() if some else np.nan,
-                periodicity=r[voiced].mean() if some else np.nan, jitter=local(period), shimmer=local(level),
-                hnr=10 * np.log10(r[voiced] / (1 - r[voiced])).mean() if some else np.nan, share_voiced=voiced.mean(),
+                periodicity=sure.mean() if some else np.nan, jitter=local(period), shimmer=local(level),
+                hnr=10 * np.log10(sure / (1 - sure)).mean() if some else np.nan, share_voiced=voiced.mean(),
                 high_db=10 * np.log10(max(top, 1e-12)), level_db=20 * np.log10(max(wav.std(), 1e-9)))
 
 
