@@ -5,9 +5,9 @@
     python ablation.py --noise                  how noisy the gradients of endpoint, velocity, dual loss are
 
 All runs of a seed share teacher trajectories, and update() and the optimiser of distill.py. Two budgets: the
-same number of updates, and the same seconds: as long as the first system took, with a learning-rate schedule
-that ends there; a system whose updates take as long (5 %) keeps its row. A row is written when it is done; a
-run that was cut off continues with the next one.
+same number of updates, and the same seconds: as long as DSFlow took, with a learning-rate schedule that ends
+there; a system whose updates take as long (5 %) keeps its row. A row is written when it is done, with the
+settings it was made with; a run that was cut off continues with the next one.
 """
 import argparse
 import csv
@@ -25,9 +25,8 @@ import distill
 from data import BadInput, check_numbers, cli, prepare
 from distill import METHODS, Trajectories, begin, distance, dsflow_loss, objective, update
 from model import count_parameters
-from sample import cosine_grid, load_checkpoint, pick_device
+from sample import cosine_grid, load_teacher, pick_device
 from teacher import held_out, rollout, seed_update
-
 
 
 def systems():
@@ -44,8 +43,11 @@ def systems():
     return names
 
 
+PACE = "dual, tokens, weak CFG"     # DSFlow, whose updates set the time of the budget in seconds
+
+
 class Rows:
-    """A CSV that grows by whole rows, atomically; a row is known by (system, seed, budget)."""
+    """A CSV that grows by whole rows, atomically; a row is known by (system, seed, budget, settings)."""
 
     def __init__(self, path):
         self.path, self.rows = Path(path), []
@@ -101,14 +103,18 @@ def variance(net, batch, grid, w, noises):
     return float(torch.stack(outs).var(0)[batch["todo"]].mean())
 
 
-def noise(teacher, a, trajectories, batches=96):
-    """Gradient noise sum Var(g) / || E g ||^2 of a minibatch, at the folded student, both parts unbiased."""
+def gradient_noise(teacher, a, trajectories):
+    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> [{"loss": name, ...}].
+
+    Every batch counts once: a repeated one would repeat its gradient. Both parts are unbiased.
+    """
     student, _, _ = begin(a, teacher)
+    batches = len(trajectories)
 
     def gradient(step, weight):
         student.zero_grad()
         g = seed_update(a.seed, step)
-        batch, = trajectories[step % len(trajectories)]
+        batch, = trajectories[step]
         dsflow_loss(student, batch, 1, g, a=weight, p_uncond=0.0)[0].backward()
         return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     names = ["endpoint", "velocity", "dual, both terms (Eq. 7)", "dual, one term an item (ours)"]
@@ -117,12 +123,13 @@ def noise(teacher, a, trajectories, batches=96):
         end, velocity = gradient(step, 1.0), gradient(step, 0.0)
         for name, g in zip(names, (end, velocity, 0.7 * end + 0.3 * velocity, gradient(step, 0.7))):
             total[name], squares[name] = total[name] + g, squares[name] + float(g.square().sum())
-    rows = ["| loss | sum Var(g) / norm of E g, squared | sum Var(g) |", "|---|---|---|"]
+    rows = []
     for name in names:
         mean = float((total[name] / batches).square().sum())
         spread = (squares[name] - batches * mean) / (batches - 1)
-        rows.append(f"| {name} | {spread / (mean - spread / batches):.2f} | {spread:.3g} |")
-    return "\n".join(rows)
+        rows.append(dict(system=name, budget="noise", batches=batches, variance=spread,
+                         relative=spread / (mean - spread / batches)))
+    return rows
 
 
 def table(rows, steps):
@@ -165,58 +172,68 @@ def main(words=None):
     add("--pool", type=int, default=64, help="shared teacher trajectories (default %(default)s)")
     add("--count", type=int, default=16, help="held-out recordings to measure on (default %(default)s)")
     add("--flags", default="", help="further flags for distill.py, as one string: \"--lr 4e-4 --cfg 1.5\"")
-    add("--noise", action="store_true", help="only the gradients' noise")
+    add("--noise", action="store_true", help="only the gradients' noise, over --pool batches")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     a = p.parse_args(words)
     check_numbers(a)
     chosen = {k: v for k, v in systems().items() if not a.only or any(k.startswith(o) for o in a.only)}
-    if "seconds" in a.budgets and a.budgets[0] == "seconds":
-        raise BadInput("--budgets seconds: the pace comes from the runs of equal updates; put updates first")
     if not chosen:
         raise BadInput(f"--only {' '.join(a.only)}: expected one of {'; '.join(systems())}")
+    if a.budgets[0] == "seconds" or ("seconds" in a.budgets and PACE not in chosen):
+        raise BadInput(f"--budgets seconds: the time to share is what the updates of {PACE!r} take; put "
+                       "updates first and that system into --only, or ask for --budgets updates")
+    if a.noise and a.pool < 2:
+        raise BadInput(f"--pool {a.pool}: a variance needs two batches or more")
     device, out = pick_device(a.device), Path(a.out)
 
     def flags(name, seed):                      # what distill.py would get on its command line
-        words = [*chosen[name], "--seed", seed, "--max_iters", a.max_iters, "--pool", a.pool,
+        words = [*systems()[name], "--seed", seed, "--max_iters", a.max_iters, "--pool", a.pool,
                  "--reuse", 10 ** 6, "--steps", *a.steps, *a.flags.split()]
         return argparse.Namespace(**vars(distill.arguments([str(w) for w in words])), name=name)
-    first = flags(next(iter(chosen)), 0)
-    b = load_checkpoint(a.teacher, device)
+    first = flags(PACE, 0)
+    b = load_teacher(a.teacher, "--teacher", device)
     corpus, teacher = prepare(a.data, b.s, b.vocab, a.cache), b.model.requires_grad_(False)
     fixed = held_out(corpus, a.count, device)
     out.mkdir(parents=True, exist_ok=True)
-    rows = Rows(out / "ablation.csv")
+    rows = Rows(out / ("noise.csv" if a.noise else "ablation.csv"))
+    settings = " ".join(f"--{name} {getattr(a, name)}" for name in ("data", "teacher", "max_iters", "pool",
+                                                                    "count"))
+    settings += f" --steps {' '.join(map(str, a.steps))} {a.flags}".rstrip()
     goals = {f"teacher@{n}": rollout(teacher, fixed, cosine_grid(n), first.cfg)[-1] for n in (10, 32)}
     own = variance(teacher, {k: v[:4] for k, v in fixed.items()}, cosine_grid(10), first.cfg, 4)
     for seed in a.seeds:
-        shared = flags(next(iter(chosen)), seed)
+        left = [(budget, name) for budget in a.budgets for name in chosen
+                if not rows.find(system=name, seed=seed, budget=budget, settings=settings)]
+        if not left or (a.noise and rows.find(seed=seed, settings=settings)):
+            continue
+        shared = flags(PACE, seed)
         shared.method = "intmeanflow"           # which wants every state, and so serves all
         source = Trajectories(teacher, corpus, shared, device, 0)
         trajectories = [source[i] for i in tqdm(range(a.pool), "trajectories", leave=False, disable=None)]
         if a.noise:
-            print(noise(teacher, flags("dual, tokens, weak CFG", seed), trajectories))
-            continue
-        for budget in a.budgets:
-            for name in chosen:
-                if rows.find(system=name, seed=seed, budget=budget):
-                    continue
-                run = flags(name, seed)
-                if budget == "seconds":
-                    base, mine = (rows.find(system=n, seed=seed, budget="updates")[0]
-                                  for n in (next(iter(chosen)), name))
-                    pace = float(base["seconds an update"]) / float(mine["seconds an update"])
-                    if abs(pace - 1) < 0.05:
-                        rows.add(dict(mine, budget=budget))
-                        continue
-                    run.max_iters = max(1, round(run.max_iters * pace))
-                net, seconds = train(run, teacher, trajectories)
-                row = measure(net, fixed, goals, sorted(a.steps))
-                row["variance@1"] /= own
-                rows.add({"system": name, "seed": seed, "budget": budget, "updates": run.max_iters,
-                          "parameters": count_parameters(net)[0], "seconds an update": seconds, **row})
+            for row in gradient_noise(teacher, flags(PACE, seed), trajectories):
+                rows.add(dict(row, seed=seed, settings=settings))
                 tqdm.write("  ".join(f"{k} {v}" for k, v in rows.rows[-1].items()))
+            continue
+        for budget, name in left:
+            run = flags(name, seed)
+            if budget == "seconds":
+                base, mine = (rows.find(system=n, seed=seed, budget="updates", settings=settings)[0]
+                              for n in (PACE, name))
+                pace = float(base["seconds an update"]) / float(mine["seconds an update"])
+                if abs(pace - 1) < 0.05:
+                    rows.add(dict(mine, budget=budget))
+                    continue
+                run.max_iters = max(1, round(run.max_iters * pace))
+            net, seconds = train(run, teacher, trajectories)
+            row = measure(net, fixed, goals, sorted(a.steps))
+            row["variance@1"] /= own
+            rows.add({"system": name, "seed": seed, "budget": budget, "updates": run.max_iters,
+                      "parameters": count_parameters(net)[0], "seconds an update": seconds, **row,
+                      "settings": settings})
+            tqdm.write("  ".join(f"{k} {v}" for k, v in rows.rows[-1].items()))
     if not a.noise:
-        text = table(rows.rows, sorted(a.steps))
+        text = table([r for r in rows.find(settings=settings) if r["budget"] in a.budgets], sorted(a.steps))
         (out / "table.md").write_text(text + "\n")
         print(text)
 

@@ -424,17 +424,17 @@ def align_corpus(features, lengths, ids, vocab_size, rounds=8, batch=32, learn=4
 
 
 class Ragged:
-    """Sequences of different lengths in one array; item i is its slice as a tensor (L,)."""
+    """Sequences of different lengths in one array; item i is its slice as a tensor (L,) int64."""
 
     def __init__(self, flat, lengths):
         self.flat, self.end, self.lengths = torch.from_numpy(flat), np.cumsum(lengths), lengths
 
     def __getitem__(self, i):
-        return self.flat[self.end[i] - self.lengths[i]:self.end[i]]
+        return self.flat[self.end[i] - self.lengths[i]:self.end[i]].long()
 
 
 class Corpus:
-    """A prepared corpus: mel frames on disk, everything else in memory, a kilobyte or two an utterance.
+    """A prepared corpus: mel frames on disk, everything else in memory, under a kilobyte an utterance.
 
     names, speakers, texts: a string each; ids, durations: of each (L,) int64; mel(i): (T, M) float32;
     frames: (U,) int64; vocab: str; gauss: the aligner's Gaussians; skipped: [(name, reason)]; s: MelSettings;
@@ -467,7 +467,7 @@ class Corpus:
         return int(self.frames.sum()) * self.s.hop / self.s.rate / 3600
 
 
-CACHE_VERSION = 4           # count it up when anything in this file changes what an entry holds
+CACHE_VERSION = 5           # count it up when anything in this file changes what an entry holds
 
 
 def prepare(folder, s=MelSettings(), vocab=None, cache="cache"):
@@ -535,7 +535,7 @@ def _build(found, skipped, s, vocab, out, folder):
         durations = [torch.cat([torch.tensor([T]), torch.zeros_like(i)[1:]]) for T, i in zip(frames, ids)]
         gauss = {"mean": torch.zeros(0), "var": torch.zeros(0)}
     np.savez(out / "arrays.npz", frames=np.array(frames), chars=np.array([len(i) for i in ids]),
-             ids=torch.cat(ids).numpy(), durations=torch.cat(durations).numpy(),
+             ids=torch.cat(ids).short().numpy(), durations=torch.cat(durations).short().numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
     names, speakers, texts = (list(column) for column in zip(*rows))
     (out / "index.json").write_text(json.dumps(dict(mel=asdict(s), vocab=vocab, skipped=skipped, names=names,

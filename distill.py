@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data import BadInput, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import count_parameters, fold, pair
 from parallel import anywhere, draw, first_alone, join, parts, world
-from sample import (add_f5_flags, conditions, cosine_grid, load_checkpoint, pick_device, plot_mels,
+from sample import (add_f5_flags, conditions, cosine_grid, load_teacher, pick_device, plot_mels,
                     save_checkpoint)
 from teacher import (Interrupt, Log, ema_update, held_out, infill, learning_rate, load_state, optimise,
                      rollout, save_state, seed_update)
@@ -51,11 +51,11 @@ def condition(net, batch, uncond=False):
 
 
 def dsflow_loss(student, batch, n, g, nets=None, a=0.7, t_mf="mid", cfg_weight=0.01, p_uncond=0.02):
-    """DSFlow's objective for n steps -> (loss, its parts by name). Batch fields: see teacher_states().
+    """DSFlow's objective for n steps -> (loss, its terms by name). Batch fields: see teacher_states().
 
     Each item trains on one interval [s, e] of its teacher trajectory X, D = e - s, and supplies one term of
     Eq. 7, the endpoint with probability a: in expectation the weighted sum, at one network call instead of
-    two. Errors are means over the frames to generate. A part that nothing supplied is nan.
+    two. Errors are means over the frames to generate. A term that nothing supplied is nan.
     a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
     U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
     """
@@ -80,9 +80,9 @@ def dsflow_loss(student, batch, n, g, nets=None, a=0.7, t_mf="mid", cfg_weight=0
     L_CFG = X_s.new_tensor(math.nan)
     if uncond:  # weak CFG: keeps v_u near v_c, so that a little guidance still works
         L_CFG = ((network(x_mf, s + r * D, null) - v.detach()) ** 2)[todo].mean()
-    parts = dict(endpoint=endpoint[end[:, None] & todo].mean(), cfg=L_CFG,
+    terms = dict(endpoint=endpoint[end[:, None] & todo].mean(), cfg=L_CFG,
                  velocity=velocity[~end[:, None] & todo].mean())
-    return L_dual + cfg_weight * L_CFG if uncond else L_dual, parts
+    return L_dual + cfg_weight * L_CFG if uncond else L_dual, terms
 
 
 # ----------------------------------------------------------------------------------------- methods to compare
@@ -185,7 +185,7 @@ def meanflow_loss(student, batch, n, g, nets=None):
 
 class Method(NamedTuple):
     """One way to distil."""
-    loss: Callable              # (student, batch, n, g, nets) -> (loss, parts)
+    loss: Callable              # (student, batch, n, g, nets) -> (loss, its terms by name)
     time: str = "step"          # what its network is told, DiTConfig.time
     dense: bool = False         # it wants every state of the teacher, not just the ends of intervals
 
@@ -400,9 +400,7 @@ def begin(a, teacher):
 
 def build(a, device):
     """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
-    b = load_checkpoint(a.teacher, device, a.flavour, a.vocab, a.mel)
-    if b.contract["kind"] != "teacher":
-        raise BadInput(f"--teacher {a.teacher}: holds a student; expected a checkpoint of teacher.py")
+    b = load_teacher(a.teacher, "--teacher", device, flavour=a.flavour, vocab=a.vocab, mel=a.mel)
     corpus = first_alone(lambda: prepare(a.data, b.s, b.vocab, a.cache))
     teacher = b.model.requires_grad_(False)
     student, nets, optimiser = begin(a, teacher)
@@ -454,6 +452,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     teacher, student, nets, optimiser, corpus, bundle = build(a, device)
     ema, settings = nets["ema"], dict(vars(a), dit=asdict(student.config))
+    settings |= {"max_iters, which set its stages": a.max_iters} if a.method == "progressive" else {}
     first = load_state(out / "last.pt", student, nets, optimiser, settings) if a.resume else 0
     method = objective(a)
     if first_process:                           # it alone measures and writes

@@ -20,6 +20,7 @@ import importlib.util
 import multiprocessing
 import platform
 import re
+import signal
 import statistics
 import sys
 import time as clock
@@ -35,7 +36,8 @@ import bench
 from data import (BadInput, check_numbers, cli, encode, find_utterances, griffin_lim, load_audio, normalise,
                   prepare)
 from model import count_parameters
-from sample import check_steps, cosine_grid, load_checkpoint, own_grid, pick_device, plot_mels, speak
+from sample import (check_steps, cosine_grid, load_checkpoint, load_teacher, own_grid, pick_device, plot_mels,
+                    speak)
 
 # ---------------------------------------------------------------------------------------------------- words
 
@@ -59,6 +61,7 @@ def start_worker():
     """One recogniser per worker process, if there is one; pocketsphinx carries its English model."""
     global decoder
     torch.set_num_threads(1)                    # as many workers as cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                                  # Ctrl-C ends the parent
     decoder = None
     if importlib.util.find_spec("pocketsphinx"):
         from pocketsphinx import Decoder
@@ -97,11 +100,11 @@ def pitch(wav, s, low=60.0, high=400.0, window=1024):
     frames = framed(wav, s.hop, window)                                           # (T, window)
     hann = np.hanning(window)
 
-    def correlation(x):
+    def autocorrelation(x):
         power = np.abs(np.fft.rfft(x, 2 * window, axis=-1)) ** 2
         r = np.fft.irfft(power, axis=-1)[..., :window]
         return r / np.maximum(r[..., :1], 1e-9)
-    r = correlation((frames - frames.mean(1, keepdims=True)) * hann) / correlation(hann)
+    r = autocorrelation((frames - frames.mean(1, keepdims=True)) * hann) / autocorrelation(hann)
     first, last = int(s.rate / high), int(s.rate / low)
     cost = 0.01 * np.log2(np.arange(first, last))                                 # multiples of a period lose
     lag = (r[:, first:last] - cost).argmax(1) + first                             # (T,)
@@ -156,7 +159,7 @@ def against(mine, theirs):
 # -------------------------------------------------------------------------------------------------- figures
 
 
-def interval(top, bottom=None, resamples=1000):
+def bootstrap(top, bottom=None, resamples=1000):
     """95 % bootstrap interval over utterances of sum(top) / sum(bottom), or of the mean: (low, high)."""
     top = np.asarray(top, float)
     bottom = np.ones_like(top) if bottom is None else np.asarray(bottom, float)
@@ -268,7 +271,7 @@ def arguments(words):
     add("--count", type=int, default=40, help="sentences (default 40)")
     add("--steps", type=int, nargs="+", help="steps (default: 10 for a teacher, all of a student's)")
     add("--cfg", type=float, nargs="+", help="guidance of teachers (default: the checkpoint's own)")
-    add("--seeds", type=int, nargs="+", default=[0], help="noise of sentence i: (seed, i) (default 0)")
+    add("--seeds", type=int, nargs="+", default=[0], help="of the noise (default 0)")
     add("--page", type=int, default=6, help="sentences on the listening page (default %(default)s, 0: none)")
     add("--cache", default="cache", help="where mels and alignments are kept (default cache)")
     add("--out", default="out/evaluate", help="tables, audio, page (default %(default)s)")
@@ -278,22 +281,32 @@ def arguments(words):
     return a
 
 
+def short_names(paths):
+    """Checkpoints' files -> their names, with as many of their folders as it takes to tell them apart."""
+    whole = [Path(path).resolve().with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, whole)) + 1):
+        names = ["-".join(parts[-depth:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    raise BadInput(f"--ckpt {' '.join(paths)}: one of them is there twice")
+
+
 def load_all(a, device):
     """The checkpoints -> teacher's Bundle, and what to run: [(name, Bundle, steps, w)]."""
     bundles = [load_checkpoint(path, device) for path in a.ckpt]
     teachers = [b for b in bundles if b.contract["kind"] == "teacher"]
     if not teachers and not a.teacher:
         raise BadInput("--teacher: no checkpoint in --ckpt is a teacher; give one to measure against")
-    teacher = load_checkpoint(a.teacher, device) if a.teacher else teachers[0]
+    teacher = load_teacher(a.teacher, "--teacher", device) if a.teacher else teachers[0]
     for path, b in zip(a.ckpt, bundles):
         if not (b.model.config.aligned and teacher.model.config.aligned):
             raise BadInput(f"--ckpt {path}: F5-TTS has no voices and durations of its own to compare with")
         if b.s != teacher.s:
             raise BadInput(f"--ckpt {path}: other mel settings than the teacher's, they cannot share a table")
-    plan = [(Path(path).stem, b, *check_steps(b, n, w)) for path, b in zip(a.ckpt, bundles)
+    plan = [(name, b, *check_steps(b, n, w)) for name, b in zip(short_names(a.ckpt), bundles)
             for n in a.steps or b.contract["steps"] or [b.contract.get("default", 10)]
             for w in (a.cfg if a.cfg and b.contract["kind"] == "teacher" else [None])]
-    return teacher, [(f"{stem}@{n}, w = {w:g}", b, n, w) for stem, b, n, w in plan]
+    return teacher, [(f"{name}@{n}, w = {w:g}", b, n, w) for name, b, n, w in plan]
 
 
 def choose(corpus, a):
@@ -323,10 +336,10 @@ def describe(listened, sounds, texts, goals=None, theirs=None, copy=None):
         mse = [float(((x - y) ** 2).mean()) for x, y in zip(sounds, goals)]
         mae = [float((x - y).abs().mean()) for x, y in zip(sounds, goals)]
         row |= {"mel MSE": statistics.mean(mse), "mel MAE": statistics.mean(mae)}
-        row |= dict(zip(("mel MSE low", "mel MSE high"), interval(mse)), **against(voices, theirs))
-    if np.isfinite(errors).all():
+        row |= dict(zip(("mel MSE low", "mel MSE high"), bootstrap(mse)), **against(voices, theirs))
+    if np.isfinite(errors).all() and sum(length):
         row["word error rate"] = sum(errors) / sum(length)
-        row |= dict(zip(("word error rate low", "word error rate high"), interval(errors, length)))
+        row |= dict(zip(("word error rate low", "word error rate high"), bootstrap(errors, length)))
         row |= {"word errors over copy": row["word error rate"] / copy} if copy else {}
     for column, key in (("periodicity", "periodicity"), ("HNR dB", "hnr"), ("voiced", "share_voiced"),
                         ("level dB", "level_db")):

@@ -191,7 +191,7 @@ class Block(nn.Module):
         if self.adaln is None:
             x = x + self.attn(self.norm1(x), rotary, mask)
             return x + self.feed_forward(self.norm2(x))
-        # (B, 1, D)
+        # shifts, scales, gates: (B, 1, D) each
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaln(F.silu(temb))[:, None].chunk(6, -1)
         x = x + gate_a * self.attn(self.norm1(x) * (1 + scale_a) + shift_a, rotary, mask)
         return x + gate_f * self.feed_forward(self.norm2(x) * (1 + scale_f) + shift_f)
@@ -360,8 +360,8 @@ def fold(teacher, steps, t=0.0, token="add"):
     weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
     missing, extra = student.load_state_dict(weights, strict=False)
     assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
-    # (D,)
-    temb = F.silu(teacher.timestep(torch.full((1,), float(t), device=teacher.proj_out.weight.device)))[0]
+    time = torch.full((1,), float(t), device=teacher.proj_out.weight.device)
+    temb = F.silu(teacher.timestep(time))[0]                                      # (D,)
     for old, new in zip(teacher.blocks, student.blocks):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)  # (D,) each
         for norm, scale, shift in ((new.norm1, scale_a, shift_a), (new.norm2, scale_f, shift_f)):

@@ -11,6 +11,7 @@ Shapes: J items of the joint batch, B of a part; T mel frames, L characters.
 """
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,8 @@ def join():
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                      # what "cuda" means from now
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    # so long may the first process index a corpus while the others wait; torchrun sees one that died anyway
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
     if dist.get_rank():
         sys.stdout = open(os.devnull, "w")
 
@@ -59,20 +61,22 @@ def parts(batch, accumulate):
     """This process's share of a joint batch -> `accumulate` batches, without the padding others need.
 
     Part k of P has the items k, k + P, ...: they are sorted by length, so all have alike work. Each has rows
-    (J,), which items it holds, and weight (), its share of the frames to generate: the sum of weight * loss
-    over all parts is the loss of the joint batch, where that is a mean over frames. A part for which no item
-    is left repeats one, at weight 0.
+    (J,), which items it holds, and its shares of the frames to generate, weight (), and of the characters,
+    letters (): the sum of share * loss over all parts is the loss of the joint batch, where that is a mean
+    over frames, or characters. A part for which no item is left repeats one, at weight 0.
     """
     (rank, ranks), J, found = world(), len(batch["mask"]), []
     if ranks * accumulate == 1:
-        return [dict(batch, weight=1.0)]
+        return [dict(batch, weight=1.0, letters=1.0)]
     for k in range(rank * accumulate, (rank + 1) * accumulate):
         rows = torch.arange(J) % (ranks * accumulate) == (k if k < J else 0)
         part = {name: v[rows] for name, v in batch.items()}
         T, L = int(part["mask"].sum(1).max()), int((part["text"] > 0).sum(1).max())
         part = {name: v[:, :L if name in ("text", "durations") else T] if v.dim() > 1 else v
                 for name, v in part.items()}
-        found.append(dict(part, rows=rows, weight=(k < J) * part["todo"].sum() / batch["todo"].sum()))
+        shares = dict(weight=(k < J) * part["todo"].sum() / batch["todo"].sum(),
+                      letters=(k < J) * (part["text"] > 0).sum() / (batch["text"] > 0).sum())
+        found.append(dict(part, rows=rows, **shares))
     return found
 
 

@@ -38,8 +38,9 @@ class Bundle:
     gauss: dict         # the aligner's Gaussians, to align a voice prompt with its text
     # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts; the first is the default
     voices: dict
-    # kind ("teacher" or "student"), steps (allowed counts, [] = any), grid, iters, and cfg: a teacher's usual
-    contract: dict      # guidance, or the one inside a student's target
+    # kind ("teacher", "student"), steps (allowed counts, [] = any), default (of --steps), grid, iters and
+    # cfg: a teacher's usual guidance, or the one inside a student's target
+    contract: dict
     config: dict        # the flags of the training run, for the record
 
 
@@ -101,6 +102,14 @@ def load_checkpoint(path, device="cpu", flavour=None, vocab=None, mel="vocos"):
                   c["gauss"], c["voices"], c["contract"], c["config"])
 
 
+def load_teacher(path, flag, device="cpu", **f5):
+    """load_checkpoint(), which refuses a student. flag: what asked for the file. f5: flavour, vocab, mel."""
+    b = load_checkpoint(path, device, **f5)
+    if b.contract["kind"] != "teacher":
+        raise BadInput(f"{flag} {path}: holds a student; expected a checkpoint of teacher.py")
+    return b
+
+
 def pick_device(name):
     """--device auto|cuda|mps|cpu -> torch.device, announced. Asking for what is absent is an error."""
     kinds = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
@@ -154,8 +163,9 @@ def own_grid(b, steps):
     return GRIDS[b.contract["grid"]](steps) if found is None else torch.tensor(found)
 
 
-def pick_grid(b, steps, words):
-    """--grid: the name of a kind of grid, or its times 0,...,1 -> (N, grid (N + 1,))."""
+def pick_grid(b, steps, words, asked=None):
+    """--grid: a kind's name, or its times 0,...,1 -> (N, grid (N + 1,)). asked: --steps, None if not given.
+    """
     if words is None or (b.contract["steps"] and words == b.contract["grid"]):
         return steps, own_grid(b, steps)
     if b.contract["steps"]:
@@ -168,6 +178,8 @@ def pick_grid(b, steps, words):
         grid = torch.zeros(0)
     if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or not (grid.diff() > 0).all():
         raise BadInput(f"--grid {words}: expected {', '.join(GRIDS)}, or times from 0 up to 1, like 0,0.3,1")
+    if asked not in (None, len(grid) - 1):
+        raise BadInput(f"--steps {asked}: --grid {words} has {len(grid) - 1} steps; leave one of them out")
     return len(grid) - 1, grid
 
 
@@ -175,8 +187,8 @@ def search_grid(score, n, sweeps=4, tolerance=0.01):
     """O3S (IntMeanFlow, arXiv 2510.07979): a grid of n steps of high score(grid) -> (grid (n + 1,), score).
 
     The interior points start uniform. Sweeps over i = n - 1 ... 1 search t_i between its neighbours by
-    thirds, the others fixed, until a sweep gains nothing. A real score has more than one hill: the best grid
-    seen wins, so the result is never worse than the start. score: any function of a grid.
+    thirds, the others fixed, until one gains nothing, or all are done. A real score has more than one hill:
+    the best grid seen wins, so the result is never worse than the start. score: any function of a grid.
     """
     if n < 2:
         raise BadInput(f"--search {n}: there is nothing to search at fewer than two steps")
@@ -386,6 +398,8 @@ def f5_voice(b, path, text):
     """A recording and its words -> voice prompt {"mel" (P, M), "words", "frames", "gain"} as there."""
     wav = load_audio(path, b.s, level=0, longest=12)
     wav = librosa.effects.trim(wav, top_db=42, ref=1.0)[0]                        # under -42 dB full scale
+    if not len(wav):
+        raise BadInput(f"--prompt {path}: nothing in it is louder than -42 dB; expected speech")
     wav = np.append(wav, np.zeros(b.s.rate // 20, np.float32))
     gain = min(1.0, float(np.sqrt(np.mean(wav ** 2))) / 0.1)                      # made louder, never quieter
     words = text.strip() + " " * text.strip().endswith(".")
@@ -412,7 +426,7 @@ def f5_plan(b, texts, voice, speed):
     return plan
 
 
-def join(wavs, fade):
+def crossfade(wavs, fade):
     """Audio of the chunks, one after the other, crossing over linearly in `fade` samples."""
     whole = wavs[0]
     for wav in wavs[1:]:
@@ -431,6 +445,8 @@ DEV = ["Please close the window before it rains.", "She counted seven boats on t
 
 def closeness(b, mels, goals, voices):
     """Minus the mean squared error to the goals, the teacher's fine solution from the same noise."""
+    if [x.shape for x in mels] != [y.shape for y in goals]:
+        raise BadInput("--teacher: its durations are not this student's; give the one it was distilled from")
     return -float(torch.cat([((x - y) ** 2).flatten() for x, y in zip(mels, goals)]).mean())
 
 
@@ -451,12 +467,12 @@ SCORES = {"closeness": closeness, "speaker": speaker_similarity}   # (b, mels, g
 
 def search(b, a, w):
     """--search: O3S for each N on DEV, beside the other grids; the found ones go into the checkpoint."""
-    if b.contract["steps"] or a.flavour:
-        why = "is F5-TTS's file" if a.flavour else f"takes {b.contract['steps']} steps on its own grid"
+    if b.contract["steps"] or not b.voices:
+        why = f"takes {b.contract['steps']} steps on its own grid" if b.contract["steps"] else "is F5-TTS's"
         raise BadInput(f"--search: {a.ckpt} {why}; expected a checkpoint of ours that takes any grid")
     if b.contract["kind"] == "student" and not a.teacher:
         raise BadInput("--search: a student needs --teacher, whose fine solution it is compared with")
-    teacher = load_checkpoint(a.teacher, b.model.proj_out.weight.device) if a.teacher else b
+    teacher = load_teacher(a.teacher, "--teacher", b.model.proj_out.weight.device) if a.teacher else b
     inside = b.contract["cfg"] if b.contract["kind"] == "student" else w           # guidance in the goal
     ids, ready = [encode(t, b.vocab)[0] for t in DEV], list(b.voices.values())[:2]
 
@@ -576,7 +592,7 @@ def main():
         return search(b, a, w)
     if a.text is None:
         raise BadInput("--text is missing: give the words to say")
-    steps, grid = pick_grid(b, steps, a.grid)
+    steps, grid = pick_grid(b, steps, a.grid, a.steps)
     voice = pick_voice(b, a)
     texts = split_text(b, a.text, voice, a.speed)
     vocoder = load_vocoder(a.vocoder, b.s) if a.vocoder else griffin_lim
@@ -591,10 +607,11 @@ def main():
         mels = speak(b, texts, voice, steps, w, a.seed, a.speed, grid)            # [(T, M)]
     flow = clock.perf_counter() - start
     fade = 0 if b.model.config.aligned else int(0.15 * b.s.rate)                  # no silence there
-    wav = join([vocoder(mel, b.s) for mel in mels], fade) * (voice or {}).get("gain", 1.0)
+    wav = crossfade([vocoder(mel, b.s) for mel in mels], fade) * (voice or {}).get("gain", 1.0)
     total = clock.perf_counter() - start
     soundfile.write(out, np.clip(wav, -1, 1), b.s.rate)
-    plot_mels([(f"{a.text[:100]}   ({b.contract['kind']}, {steps} steps, w = {w})", torch.cat(mels))],
+    title = a.text[:100].encode(errors="replace").decode()                        # a terminal's broken bytes
+    plot_mels([(f"{title}   ({b.contract['kind']}, {steps} steps, w = {w})", torch.cat(mels))],
               out.with_suffix(".png"))
     seconds = len(wav) / b.s.rate
     per = math.ceil(len(texts) / 8)

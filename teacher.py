@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data import BadInput, MelSettings, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
 from parallel import anywhere, first_alone, join, parts, sum_gradients, world
-from sample import (Bundle, conditions, cosine_grid, euler, load_checkpoint, load_file, noise, pick_device,
+from sample import (Bundle, conditions, cosine_grid, euler, load_file, load_teacher, noise, pick_device,
                     plot_mels, save_atomic, save_checkpoint)
 
 # --------------------------------------------------------------------------------------- shared by both loops
@@ -268,9 +268,9 @@ def arguments():
 
 def build(a, device):
     """The corpus, the network to train, its average, and the Bundle around the average that will be saved."""
-    init = load_checkpoint(a.init) if a.init else None
-    if init and init.contract["kind"] != "teacher":
-        raise BadInput(f"--init {a.init}: holds a student; expected a checkpoint of teacher.py")
+    if str(a.init).endswith(".safetensors"):
+        raise BadInput(f"--init {a.init}: F5-TTS's file; only distill.py takes it, as --teacher")
+    init = load_teacher(a.init, "--init") if a.init else None
     s = init.s if init else MelSettings()
     corpus = first_alone(lambda: prepare(a.data, s, init.vocab if init else None, a.cache))
     V = len(corpus.vocab)
@@ -309,8 +309,11 @@ def main():
         told = []
         for part in parts({k: v.to(device) for k, v in batch.items()}, a.accumulate):
             flow = cfm_loss(net["dit"], part, part["t"])
-            duration = net["duration"].loss(part["text"], part["durations"])
-            (part["weight"] * (flow + duration * timing)).backward()
+            loss, duration = part["weight"] * flow, flow.new_tensor(math.nan)
+            if timing:
+                duration = net["duration"].loss(part["text"], part["durations"])
+                loss = loss + part["letters"] * duration
+            loss.backward()
             told.append((flow.detach(), duration.detach()))
         rates = [learning_rate(step, a.lr, a.warmup, a.max_iters),
                  learning_rate(step, a.lr, a.warmup, a.duration_iters) * timing]

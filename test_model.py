@@ -187,13 +187,11 @@ def test_fold_equals_the_teacher_at_that_time(t, token):
     net, batch = randomised(model.DiT(SMALL), 1), make_batch()
     student = model.fold(net, [1, 2, 4], t, token)
     cond, _ = sample.conditions(net, batch["text"], batch["align"], batch["ref"])
-    # one more key in attention: equal only once nothing attends to it; check it runs and differs
-    if token == "prepend":
-        v = student(batch["x0"], 2, *cond, batch["mask"])
-        assert v.shape == batch["x0"].shape and torch.isfinite(v).all()
-        return
     want, got = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], 2, *cond, batch["mask"])
-    assert (want - got)[batch["mask"]].abs().max() < 1e-5
+    if token == "prepend":                      # one more frame to attend to: near, not equal
+        assert got.shape == want.shape and 1e-5 < (want - got)[batch["mask"]].abs().mean() < want.std()
+    else:
+        assert (want - got)[batch["mask"]].abs().max() < 1e-5
 
 
 def test_parameters_leave_with_the_timestep_network():
@@ -562,16 +560,16 @@ def test_split_keeps_takes_together_and_one_utterance_works(tmp_path):
 
 
 def test_fifty_thousand_utterances_are_indexed_and_batched_in_little_memory(tmp_path, monkeypatch):
-    """Indexing walks all files; memory grows by the index alone, not by the audio; padding is under 5 %."""
+    """Indexing walks all files; an opened corpus holds an index, no audio; padding is under 5 %."""
     many = 50_000
     (tmp_path / "c" / "wavs").mkdir(parents=True)
     soundfile.write(tmp_path / "x.wav", np.zeros(8000, np.float32), 16000)
     with open(tmp_path / "c" / "metadata.csv", "w") as table:
         for i in range(many):
             os.link(tmp_path / "x.wav", tmp_path / "c" / "wavs" / f"{i}.wav")
-            table.write(f"{i}|line {i}\n")
-    sizes = iter(torch.randint(30, 90, (many,), generator=torch.Generator().manual_seed(7)).tolist())
-    frames = torch.randn(90, 80)
+            table.write(f"{i}|line {i} of a book with sentences of usual length\n")
+    sizes = iter(torch.randint(60, 100, (many,), generator=torch.Generator().manual_seed(7)).tolist())
+    frames = torch.randn(100, 80)
     monkeypatch.setattr(data, "load_audio", lambda *_, **__: None)                # not what is tested
     monkeypatch.setattr(data, "mel_spectrogram", lambda *_: frames[:next(sizes)])
     monkeypatch.setattr(data, "normalise", lambda text: text)
@@ -600,11 +598,11 @@ def test_fifty_thousand_utterances_are_indexed_and_batched_in_little_memory(tmp_
 def test_batches_respect_the_budget_and_repeat():
     frames = torch.randint(20, 300, (200,), generator=torch.Generator().manual_seed(0))
     import itertools
-    first = list(itertools.islice(data.batch_indices(frames, 1000, 5), 60))
-    assert first == list(itertools.islice(data.batch_indices(frames, 1000, 5), 60))
+    first = list(itertools.islice(data.batch_indices(frames, 1000, 5), 120))
+    assert first == list(itertools.islice(data.batch_indices(frames, 1000, 5), 120))
     assert all(int(frames[b].max()) * len(b) <= 1000 for b in first)
-    seen = [i for b in first for i in b][:200]
-    assert len(set(seen)) > 150  # an epoch visits everything
+    seen = [i for b in first for i in b]
+    assert sorted(seen[:200]) == list(range(200)) == sorted(seen[200:400])        # an epoch visits everything
 
 
 class Ranged(http.server.SimpleHTTPRequestHandler):
@@ -931,7 +929,7 @@ def test_parts_of_a_batch_hold_each_item_once_and_draw_what_the_whole_draws(monk
             mine = parallel.parts(batch, accumulate)
             assert len(mine) == accumulate
             found += mine
-        assert sum(p["weight"] for p in found) == pytest.approx(1)
+        assert sum(p["weight"] for p in found) == pytest.approx(1) == sum(p["letters"] for p in found)
         assert sum(p["rows"].long() for p in found if p["weight"] > 0).tolist() == [1] * 5
         for p in found:
             assert p["mel"].shape[1] == p["mask"].sum(1).max() == p["align"].shape[1]
@@ -962,6 +960,18 @@ def test_accumulation_equals_the_joint_batch(method, monkeypatch):
     assert gradients[1].norm() > 1e-3
     for count in (2, 3, 7):
         assert torch.allclose(gradients[count], gradients[1], rtol=1e-5, atol=1e-6), method  # t is float32
+
+
+def test_accumulated_durations_equal_the_joint_batch():
+    """A part's duration loss counts by its characters (dropout, which each part draws anew, is off here)."""
+    batch = make_batch((14, 13, 9, 8, 7))
+    net, gradients = model.DurationPredictor(SMALL.vocab, 16, 1).eval(), []
+    for count in (1, 3):
+        net.zero_grad()
+        for part in parallel.parts(batch, count):
+            (part["letters"] * net.loss(part["text"], part["durations"])).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert gradients[0].norm() > 1e-3 and torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def torchrun(processes, *args, **options):
@@ -1008,9 +1018,15 @@ def test_a_killed_process_ends_the_job_with_a_clear_error(trained, tmp_path):
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     told = job.communicate(timeout=120)[0]
-    assert job.returncode, told
-    assert "another process of this run is gone" in told or "exitcode  : -9" in told, told
+    assert job.returncode and "exitcode  : -9" in told, told                      # torchrun's, which it was
     assert sample.load_checkpoint(tmp_path / "student.pt") and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_process_left_alone_says_so(monkeypatch):
+    def broken():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234\nand a trace")
+    with pytest.raises(BadInput, match=r"another process of this run is gone \(Connection closed"):
+        parallel.together(broken)
 
 
 def test_an_interrupt_saves_once_and_stops_every_process(trained, tmp_path):
@@ -1089,7 +1105,8 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
 
     def rows():
         file = ablation.Rows(tmp_path / "ablation.csv")
-        assert len({(r["system"], r["seed"], r["budget"]) for r in file.rows}) == len(file.rows)
+        keys = [(r["system"], r["seed"], r["budget"], r["settings"]) for r in file.rows]
+        assert len(set(keys)) == len(keys)
         return file.rows
     assert run(ablation, *flags, "--only", "dual, tokens") == 0
     whole = rows()
@@ -1103,8 +1120,26 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
         r[key] for r in whole if r["budget"] == "updates")                        # the same figures again
     assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 2
     assert run(ablation, *flags, "--only", "nothing") == 2 and "--only nothing" in capsys.readouterr().err
-    assert run(ablation, *flags, "--noise", "--only", "dual, tokens, w") == 0
-    assert capsys.readouterr().out.count("| endpoint |") == 2
+    other = [*flags, "--max_iters", 1, "--budgets", "updates", "--only", "dual, tokens, w"]
+    assert run(ablation, *other) == 0 and len(rows()) == 8 + 2                    # other settings, other rows
+    assert (tmp_path / "table.md").read_text().count("\n| dual") == 1
+    for _ in range(2):                                                            # the second adds nothing
+        assert run(ablation, *flags, "--noise") == 0
+        noises = ablation.Rows(tmp_path / "noise.csv").rows
+        assert [r["system"] for r in noises].count("endpoint") == 2 and len(noises) == 8
+    assert run(ablation, *flags, "--budgets", "seconds") == 2
+
+
+def test_gradient_noise_counts_each_batch_once(monkeypatch):
+    """Gradients of known mean and variance: the estimate is unbiased for few batches, too."""
+    student, estimates, g = torch.nn.Linear(50, 1, bias=False).double(), [], torch.Generator().manual_seed(0)
+    monkeypatch.setattr(ablation, "begin", lambda *_: (student, None, None))
+    monkeypatch.setattr(ablation, "dsflow_loss", lambda net, x, *_, **__: ((net.weight * x).sum(), {}))
+    for _ in range(100):                                        # E g = 1 in each of 50 places, Var g = 4
+        batches = [[1 + 2 * torch.randn(1, 50, generator=g).double()] for _ in range(8)]
+        estimates.append(ablation.gradient_noise(None, types.SimpleNamespace(seed=0), batches)[0])
+    assert np.mean([e["variance"] for e in estimates]) == pytest.approx(4 * 50, rel=0.03)
+    assert np.mean([e["variance"] / e["relative"] for e in estimates]) == pytest.approx(50, rel=0.03)
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -1139,7 +1174,11 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, monkeypat
     assert all(torch.equal(whole[part][k], cut[part][k]) for part in ("net", "ema") for k in whole[part])
     rows = [(tmp_path / d / "log.csv").read_text().splitlines() for d in ("whole", "cut")]
     assert [r.split(",")[0] for r in rows[0]] == [r.split(",")[0] for r in rows[1]]
-    assert run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 7, "--resume") == 0
+    longer = run(command, *flags, "--out", tmp_path / "cut", "--max_iters", 7, "--resume")
+    if module == "progressive":                 # its stages follow from --max_iters
+        assert longer == 2
+        return
+    assert longer == 0
     state = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)
     assert state["step"] == 7 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     torch.save({k: v for k, v in state.items() if k != "settings"}, tmp_path / "cut" / "last.pt")
@@ -1162,7 +1201,7 @@ def test_an_unguided_target_is_listed_once(trained, tmp_path):
     assert (tmp_path / "table.md").read_text().count("teacher@1,") == 1
 
 
-@pytest.mark.parametrize("module", [data, teacher, distill, sample, evaluate])
+@pytest.mark.parametrize("module", [data, teacher, distill, sample, evaluate, ablation, bench])
 def test_help(module, capsys):
     assert run(module, "--help") == 0
     assert "--" in capsys.readouterr().out and module.__doc__
@@ -1295,11 +1334,37 @@ def test_f5_prompt_too_long(f5, tmp_path, capsys):
     flags = ["--prompt", tmp_path / "long.wav", "--prompt_text", "a b c", "--out", tmp_path / "x.wav"]
     assert run(sample, "--ckpt", f5.student, "--text", "hello", *flags) == 2
     assert "longer than 12 s" in capsys.readouterr().err
+    write_wav(tmp_path / "long.wav", level=0.01)
+    assert run(sample, "--ckpt", f5.student, "--text", "hello", *flags) == 2
+    assert "nothing in it is louder" in capsys.readouterr().err
 
 
 def test_a_student_is_no_teacher(trained, tmp_path, capsys):
-    assert run(distill, *trained.common, "--teacher", trained.student, "--out", tmp_path) == 2
-    assert "holds a student" in capsys.readouterr().err
+    shutil.copy(trained.teacher, tmp_path / "t.pt")
+    for module, *flags in ((distill, "--out", tmp_path), (ablation, "--out", tmp_path), (evaluate,),
+                           (sample, "--ckpt", tmp_path / "t.pt", "--search", 2)):
+        common = {evaluate: trained.common[:-2], ablation: trained.common[:-2], sample: []}
+        words = [*common.get(module, trained.common), *flags, "--teacher", trained.student]
+        assert run(module, *words) == 2
+        assert f"--teacher {trained.student}: holds a student" in capsys.readouterr().err
+    assert run(teacher, *trained.common, "--out", tmp_path, "--init", trained.student) == 2
+    assert "--init" in capsys.readouterr().err
+    assert run(teacher, *trained.common, "--out", tmp_path, "--init", "f5.safetensors") == 2
+    assert "only distill.py takes it" in capsys.readouterr().err
+
+
+def test_a_search_needs_the_teacher_of_the_student(trained, f5, tmp_path, capsys):
+    out, other = ["--out", tmp_path, "--max_iters", 1, "--method", "intmeanflow"], tmp_path / "other.pt"
+    assert run(distill, *trained.common, "--teacher", trained.teacher, *out) == 0
+    b = sample.load_checkpoint(trained.teacher)
+    b.duration.out.bias.data += 1.0
+    sample.save_checkpoint(other, b)
+    assert run(sample, "--ckpt", tmp_path / "student.pt", "--search", 2, "--teacher", other) == 2
+    assert "durations are not this student's" in capsys.readouterr().err
+    flags = ["--teacher", f5.teacher, *f5.flags, "--count", 1, *out]
+    assert run(distill, *trained.common, *flags) == 0
+    assert run(sample, "--ckpt", tmp_path / "student.pt", "--search", 2, "--teacher", other) == 2
+    assert "is F5-TTS's" in capsys.readouterr().err
 
 
 def test_a_terminal_that_lacks_a_character_shows_its_code(monkeypatch):
@@ -1373,7 +1438,8 @@ def test_o3s_command_stores_grids_that_speak(trained, tmp_path, capsys):
     assert run(sample, "--ckpt", ckpt, *out, "--grid", "0,0.2,0.5,1", "--cfg", 0) == 0
     assert "3 network calls" in capsys.readouterr().out
     for flags, words in ((["--grid", "0,0.5,0.4,1"], "from 0 up to 1"), (["--grid", "0,x,1"], "--grid 0,x,1"),
-                         (["--grid", "0.1,1"], "from 0 up to 1"), (["--search", "1"], "nothing to search")):
+                         (["--grid", "0.1,1"], "from 0 up to 1"), (["--search", "1"], "nothing to search"),
+                         (["--grid", "0,0.5,1", "--steps", 7], "has 2 steps")):
         assert run(sample, "--ckpt", ckpt, *out, *flags) == 2 and words in capsys.readouterr().err
     for flags in (["--search", "2"], ["--grid", "uniform"]):
         assert run(sample, "--ckpt", trained.student, *out, *flags) == 2
@@ -1412,9 +1478,10 @@ def test_pitch_and_voice_quality_of_known_signals():
 
 def test_intervals_and_tables():
     x = np.random.default_rng(1).normal(5, 1, 400)
-    low, high = evaluate.interval(x)
-    assert low < x.mean() < high and high - low < evaluate.interval(x[:40])[1] - evaluate.interval(x[:40])[0]
-    low, high = evaluate.interval([1, 2, 0, 1], [10, 10, 5, 15])
+    low, high = evaluate.bootstrap(x)
+    fewer = evaluate.bootstrap(x[:40])
+    assert low < x.mean() < high and high - low < fewer[1] - fewer[0]
+    low, high = evaluate.bootstrap([1, 2, 0, 1], [10, 10, 5, 15])
     assert 0 <= low <= 0.1 <= high
     rows = [{"system": "a", "seed": k, "mel MSE": v, "mel MSE low": 0.1, "mel MSE high": 0.3}
             for k, v in enumerate((0.1, 0.3))]
@@ -1447,8 +1514,14 @@ def test_evaluate_command(trained, tmp_path, capsys, monkeypatch):
     sample.save_checkpoint(tmp_path / "other.pt", b)
     for more, said in ((["--ckpt", trained.teacher, tmp_path / "other.pt"], "other mel settings"),
                        (["--ckpt", trained.student], "--teacher"), ([*both, "--steps", 3], "--steps 3"),
+                       ([*both, trained.teacher], "there twice"),
                        ([*both, "--count", 0], "--count 0"), ([*both, "--seeds", -1], "--seeds -1")):
         assert run(evaluate, *flags, *more) == 2 and said in capsys.readouterr().err
+
+
+def test_checkpoints_named_alike_are_told_apart():
+    assert evaluate.short_names(["x/t.pt", "x/s.pt"]) == ["t", "s"]
+    assert evaluate.short_names(["x/a/s.pt", "x/b/s.pt", "t.pt"])[:2] == ["a-s", "b-s"]
 
 
 def test_bench_prints_a_row_for_each_size_of_work(trained, capsys):
@@ -1460,6 +1533,7 @@ def test_bench_prints_a_row_for_each_size_of_work(trained, capsys):
     assert [r[:2] for r in rows] == [["1", "0.5"], ["1", "1"], ["2", "0.5"], ["2", "1"]]
     assert all(float(r[4]) > 1 for r in rows) and "addmm" in told and "threads, torch" in told
     assert run(evaluate, *words, "--seconds", 0) == 2 and "--seconds 0" in capsys.readouterr().err
+    assert run(evaluate, *words, "--seconds", "nan") == 2
     assert run(evaluate, *words, "--batch", 0) == 2 and "--batch 0" in capsys.readouterr().err
 
 
