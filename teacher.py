@@ -42,7 +42,8 @@ def learning_rate(step, peak, warmup, total):
 def ema_update(ema, net, step, decay):
     """ema <- decay * ema + (1 - decay) * net; the first updates average over a tenth of their number."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
+    for mean, now in zip(ema.parameters(), net.parameters()):
+        mean.lerp_(now, 1 - decay)
 
 
 def seed_update(seed, step):
@@ -294,6 +295,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     corpus, net, ema, bundle = build(a, device)
     groups = [dict(params=net[name].parameters()) for name in ("dit", "duration")]
+    # fused, here and in distill.py: a step of AdamW takes 2 ms instead of 9, of 110 to 180 an update there
     optimiser = torch.optim.AdamW(groups, a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     settings = dict(vars(a), dit=asdict(net["dit"].config), vocab=corpus.vocab)
     first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
