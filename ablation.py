@@ -1,6 +1,6 @@
 """Every method, and the eight combinations of DSFlow's three ideas, at an equal budget: one table.
 
-    python ablation.py                          all of them, three seeds, resumable: 45 minutes on two cores
+    python ablation.py                          all of them, three seeds, resumable: two hours on two cores
     python ablation.py --only endpoint intmeanflow --seeds 0
     python ablation.py --noise                  how noisy the gradients of endpoint, velocity, dual loss are
 

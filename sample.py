@@ -611,12 +611,13 @@ def main():
     total = clock.perf_counter() - start
     soundfile.write(out, np.clip(wav, -1, 1), b.s.rate)
     title = a.text[:100].encode(errors="replace").decode()                        # a terminal's broken bytes
-    plot_mels([(f"{title}   ({b.contract['kind']}, {steps} steps, w = {w})", torch.cat(mels))],
+    taken = f"{steps} step{'s' * (steps > 1)}, w = {w}"
+    plot_mels([(f"{title}   ({b.contract['kind']}, {taken})", torch.cat(mels))],
               out.with_suffix(".png"))
     seconds = len(wav) / b.s.rate
     per = math.ceil(len(texts) / 8)
     chunks = f" ({per} batches of sentences)" if per > 1 else ""
-    print(f"{b.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}: {len(calls)} network call"
+    print(f"{b.contract['kind']} at {taken}: {len(calls)} network call"
           f"{'s' * (len(calls) > 1)}{chunks}, {seconds:.2f} s of speech")
     print(f"real-time factor: flow {flow / seconds:.4f} (text, durations and network, first call included), "
           f"with vocoder {total / seconds:.4f}")
