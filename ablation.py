@@ -121,7 +121,7 @@ def variance(net, batch, grid, w, noises):
 
 
 def gradient_noise(teacher, a, trajectories):
-    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> [{"loss": name, ...}].
+    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss.
 
     Every batch counts once: a repeated one would repeat its gradient. Both parts are unbiased.
     """
