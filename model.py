@@ -10,12 +10,13 @@ THE SWITCH is DiTConfig.time:
 fold() turns "adaln" into "step" exactly, at one t; pair() turns it into "pair" exactly, at every t and r.
 
 Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
-positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself, whose weights
-DiT.from_pretrained() loads. Unlike there, padding never leaks: an item gives the same output alone and in
-any batch.
+positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself (f5.py). Unlike
+there, padding never leaks: an item gives the same output alone and in any batch.
 
-Shapes: B batch, T mel frames, L characters, M mel bands, D width, E text width, H heads, d head width.
+Shapes: B batch, T mel frames, L symbols, M mel bands, D width, E text width, H heads, d head width.
 """
+import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 @dataclass(frozen=True)
 class DiTConfig:
     """Everything needed to build a DiT. A checkpoint carries it as a plain dict."""
-    vocab: int                  # characters, ids 1 ... vocab; id 0 is the filler that means "no text"
+    vocab: int                  # symbols, ids 1 ... vocab; id 0 is the filler that means "no text"
     mels: int = 80
     dim: int = 192              # D
     depth: int = 4
@@ -39,7 +40,7 @@ class DiTConfig:
     time: str = "adaln"         # the switch: "adaln", "pair" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
     token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as a frame
-    aligned: bool = True        # text blocks run over characters, each frame takes those it speaks; False, as
+    aligned: bool = True        # text blocks run over symbols, each frame takes those it speaks; False, as
     #                             in F5-TTS: over T frames, fillers after the text, with absolute positions
     mask_filler: bool = True    # not aligned: fillers stay 0 between the text blocks
     rotary_heads: int = 0       # so many heads have positions; 0: all
@@ -50,10 +51,6 @@ SIZES = {
     "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 19M: one GPU, minutes
     "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's shape
 }
-
-
-FLAVOURS = {"v0": dict(aligned=False, mask_filler=False, rotary_heads=1),         # F5TTS_Base, F5TTS_Small
-            "v1": dict(aligned=False)}                                            # F5TTS_v1_Base, v1_Small
 
 
 # ------------------------------------------------------------------------------------------------- leaves
@@ -79,13 +76,13 @@ class ConvNeXtV2(nn.Module):
     def forward(self, x, mask):
         h = self.dwconv(masked(x, mask).transpose(1, 2)).transpose(1, 2)          # (B, L, E)
         h = F.gelu(self.pwconv1(self.norm(h)))                                    # (B, L, 2 E)
-        energy = masked(h, mask).norm(dim=1, keepdim=True)  # (B, 1, 2 E) over valid characters
+        energy = masked(h, mask).norm(dim=1, keepdim=True)  # (B, 1, 2 E) over valid symbols
         h = h + self.gamma * h * energy / (energy.mean(-1, keepdim=True) + 1e-6) + self.beta
         return x + self.pwconv2(h)
 
 
 class TextEncoder(nn.Module):
-    """Character ids (B, L) -> features (B, L, E): embedding, then ConvNeXt-V2 blocks, dropout before each.
+    """Symbol ids (B, L) -> features (B, L, E): embedding, then ConvNeXt-V2 blocks, dropout before each.
 
     mask (B, L): what belongs to the item, None: all. keep (B, L): what is not set to 0 between the blocks.
     """
@@ -165,8 +162,8 @@ class TimestepMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t):
-        frequency = torch.exp(-torch.arange(128,
-                                            device=t.device).float() * (torch.tensor(10000.0).log() / 127))
+        per = torch.full((), 10000.0, device=t.device).log() / 127               # float32, as in F5-TTS
+        frequency = torch.exp(-torch.arange(128, device=t.device).float() * per)  # (128,)
         angle = 1000 * precise(t)[:, None] * frequency                            # (B, 128)
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(self.mlp[0].weight))
 
@@ -236,7 +233,7 @@ class DiT(nn.Module):
             nn.init.zeros_(self.token.weight)
 
     def embed_text(self, text, align, mask=None, drop=None):
-        """Characters (B, L) and align (B, T), the character each frame speaks -> frame-level text features h
+        """Symbols (B, L) and align (B, T), the symbol each frame speaks -> frame-level text features h
         (B, T, E).
 
         mask (B, T) bool: valid frames, None if all are. drop (B,) bool: these items get "no text" (filler),
@@ -253,11 +250,15 @@ class DiT(nn.Module):
         h = self.text(text, valid, valid)                                         # (B, L, E)
         return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))          # (B, T, E)
 
-    def forward(self, x, time, ref, h, mask=None):
+    def when(self, n, t, r):
+        """What forward() is told about a step from time t to r, one of n: by the switch n, (t, r) or t."""
+        return {"step": n, "pair": (t, r), "adaln": t}[self.config.time]
+
+    def forward(self, x, when, ref, h, mask=None):
         """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
 
         x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
-        time: t as float or (B,) with the adaln switch; a pair of those, (t, r), with the pair switch, for the
+        when: t as float or (B,) with the adaln switch; a pair of those, (t, r), with the pair switch, for the
         average velocity from t to r; the step count n as int with the step switch.
         mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
         """
@@ -266,11 +267,11 @@ class DiT(nn.Module):
         temb = None
         if self.timestep is not None:
             times = [precise(torch.as_tensor(t, device=x.device)).reshape(-1)
-                     for t in (time if self.mixer is not None else [time])]       # (B,), (1,) for one t
+                     for t in (when if self.mixer is not None else [when])]       # (B,), (1,) for one t
             temb = torch.cat([self.timestep(t) for t in times], -1)               # (B, D) or (B, 2 D)
             temb = temb if self.mixer is None else self.mixer(temb)               # (B, D)
         else:
-            token = self.token.weight[self.config.steps.index(time)]              # (D,)
+            token = self.token.weight[self.config.steps.index(when)]              # (D,)
             if self.config.token == "add":
                 x = x + token
             else:
@@ -289,43 +290,6 @@ class DiT(nn.Module):
         elif self.config.token == "prepend":
             x = x[:, 1:]                                                          # (B, T, D)
         return self.proj_out(x)                                                   # (B, T, M)
-
-
-    @classmethod
-    def from_pretrained(cls, path, flavour):
-        """F5-TTS checkpoint (.safetensors or .pt, layouts of SWivid/F5-TTS) -> DiT in float32 on the CPU.
-
-        flavour: "v0" or "v1", which the file cannot tell; all sizes are read from its tensors. Raises
-        ValueError, one line, when the file does not fit.
-        """
-        if flavour not in FLAVOURS:
-            raise ValueError(f"flavour {flavour}: {path} is one of {' or '.join(FLAVOURS)}, its author knows "
-                             "which: names and shapes are the same")
-        file = read_f5(path)
-        shape = {name: tuple(tensor.shape) for name, tensor in file.items()}
-        (rows, E), (M, D) = shape["text_embed.text_embed.weight"], shape["proj_out.weight"]
-        d = 2 * len(file.get("rotary_embed.inv_freq", torch.zeros(32)))
-        c = DiTConfig(vocab=rows - 1, mels=M, dim=D, text_dim=E, head_dim=d,
-                      depth=sum(name.endswith("attn.to_q.weight") for name in file),
-                      heads=shape["transformer_blocks.0.attn.to_q.weight"][0] // d,
-                      ff_mult=shape["transformer_blocks.0.ff.ff.0.0.weight"][0] // D,
-                      text_blocks=sum(name.endswith("dwconv.weight") for name in file), **FLAVOURS[flavour])
-        with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
-            model = cls(c)
-        weights, wrong, known = {}, [], {"rotary_embed.inv_freq"}
-        for name, ours in model.state_dict().items():
-            theirs = f5_names(name)
-            want = (1, 1, *ours.shape) if "grn" in theirs[0] else (len(ours) // len(theirs), *ours.shape[1:])
-            bad = [f"{k} {shape.get(k, 'missing')}" for k in theirs if shape.get(k) != want]
-            if not bad:
-                weights[name] = torch.cat([file[k].float() for k in theirs]).view(ours.shape)
-            wrong, known = wrong + bad, known | set(theirs)
-        wrong += [f"{name} not known" for name in sorted(set(shape) - known)]
-        if wrong:
-            raise ValueError(f"{path}: {len(wrong)} tensors are missing, extra or of another shape: "
-                             + ", ".join(wrong))
-        model.load_state_dict(weights, assign=True)
-        return model.eval()
 
 
 def count_parameters(model):
@@ -361,8 +325,8 @@ def fold(teacher, steps, t=0.0, token="add"):
     weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
     missing, extra = student.load_state_dict(weights, strict=False)
     assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
-    time = torch.full((1,), float(t), device=teacher.proj_out.weight.device)
-    temb = F.silu(teacher.timestep(time))[0]                                      # (D,)
+    t = torch.full((1,), float(t), device=teacher.proj_out.weight.device)
+    temb = F.silu(teacher.timestep(t))[0]                                         # (D,)
     for old, new in zip(teacher.blocks, student.blocks):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)  # (D,) each
         for norm, scale, shift in ((new.norm1, scale_a, shift_a), (new.norm2, scale_f, shift_f)):
@@ -377,58 +341,25 @@ def fold(teacher, steps, t=0.0, token="add"):
     return student
 
 
-# ------------------------------------------------------------------------------------------------- F5's files
-
-F5_NAMES = (("timestep.mlp", "time_embed.time_mlp"), ("text.embed", "text_embed.text_embed"),
-            ("text.blocks", "text_embed.text_blocks"), ("gamma", "grn.gamma"), ("beta", "grn.beta"),
-            ("proj_in", "input_embed.proj"), ("position.conv1", "input_embed.conv_pos_embed.conv1d.0"),
-            ("position.conv2", "input_embed.conv_pos_embed.conv1d.2"), ("adaln_out", "norm_out.linear"),
-            ("adaln", "attn_norm.linear"), ("attn.out", "attn.to_out.0"), ("ff1", "ff.ff.0.0"),
-            ("ff2", "ff.ff.2"))
-
-
-def f5_names(name):
-    """Our parameter -> the F5-TTS parameters that it consists of; q, k and v are one matrix here."""
-    name = f"transformer_{name}" if name.startswith("blocks.") else name
-    for ours, theirs in F5_NAMES:
-        name = name.replace(ours, theirs)
-    return [name.replace("qkv", f"to_{part}") for part in "qkv"] if "qkv" in name else [name]
-
-
-def read_f5(path):
-    """F5-TTS file -> its EMA tensors {name in the DiT: tensor}. Only tensors are read, no code can run."""
-    try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file
-            file = load_file(path)
-        else:
-            file = torch.load(path, map_location="cpu", weights_only=True)
-            file = file.get("ema_model_state_dict", file)
-    except ImportError:
-        raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except Exception as problem:                # both libraries raise many types
-        raise ValueError(f"{path}: truncated or not a checkpoint ({str(problem)[:60]!r})") from None
-    if "model_state_dict" in file:
-        raise ValueError(f"{path}: no ema_model_state_dict, only the online weights of a training run; "
-                         "expected the averaged ones")
-    file = {k.removeprefix("ema_model.").removeprefix("transformer."): v for k, v in file.items()
-            if k.startswith(("ema_model.transformer.", "transformer."))}
-    for name in ("transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.ff.ff.0.0.weight",
-                 "text_embed.text_embed.weight", "proj_out.weight"):
-        if name not in file:
-            unet = any(k.startswith("layers.") for k in file)
-            raise ValueError(f"{path}: no tensor {name}: expected F5-TTS's DiT"
-                             + ", not the UNetT of E2-TTS" * unet)
-    return file
+@torch.no_grad()
+def refit(student, steps):
+    """Student -> the same for other step counts: a new vector begins as that of the nearest count it had. A
+    network that is told times takes any count and stays as it is.
+    """
+    if student.token is None:
+        return copy.deepcopy(student)
+    old, new = student.config.steps, tuple(sorted(steps))
+    other = DiT(replace(student.config, steps=new)).to(student.proj_out.weight)
+    nearest = [min(range(len(old)), key=lambda i: abs(math.log(old[i] / n))) for n in new]
+    other.load_state_dict(student.state_dict() | {"token.weight": student.token.weight[nearest]})
+    return other
 
 
 # ------------------------------------------------------------------------------------------------- durations
 
 
 class DurationPredictor(nn.Module):
-    """Characters (B, L) -> log durations (B, L), natural log of frames. Small, trained beside the teacher."""
+    """Symbols (B, L) -> log durations (B, L), natural log of frames. Small, trained beside the teacher."""
 
     def __init__(self, vocab, dim=128, blocks=3):
         super().__init__()
@@ -439,12 +370,12 @@ class DurationPredictor(nn.Module):
         return self.out(self.text(text, text > 0, text > 0)).squeeze(-1)                    # (B, L)
 
     def loss(self, text, durations):
-        """Mean squared error of the log durations over valid characters."""
+        """Mean squared error of the log durations over valid symbols."""
         error = self(text) - durations.clamp(min=1).log()                         # (B, L)
         return (error ** 2)[text > 0].mean()
 
     @torch.no_grad()
     def predict(self, text, speed=1.0):
-        """Whole frames per character (B, L) int64, 1 to 120 (two seconds), padding 0; speed 2 halves them."""
+        """Whole frames per symbol (B, L) int64, 1 to 120 (two seconds), padding 0; speed 2 halves them."""
         frames = (self(text).exp() / speed).round().clamp(1, 120).long()
         return frames * (text > 0)

@@ -1,173 +1,27 @@
-"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor beside
-it.
+"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor beside.
 
     python teacher.py --data corpus --out out/teacher
     python teacher.py --data DIR --init checkpoints/teacher.pt       fine-tune on your own recordings
 
-The parts of a training run that distillation needs too (schedule, EMA, noise, log, resume) are at the top.
+Clock and shapes: see model.py.
 """
-import argparse
 import copy
-import csv
 import itertools
 import math
-import os
-import signal
-import time as clock
 from dataclasses import asdict
-from pathlib import Path
 
-import soundfile
 import torch
-from tqdm import tqdm
 
-from data import BadInput, MelSettings, batch_indices, check_numbers, cli, collate, griffin_lim, prepare
+from checkpoint import Bundle, load_teacher, save_checkpoint
+from common import BadInput, Parser, cli, count, number, pick_device, plot_mels, write_audio
+from data import MelSettings, batch_indices, collate
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
-from parallel import anywhere, first_alone, join, parts, sum_gradients, world
-from sample import (Bundle, conditions, cosine_grid, euler, load_file, load_teacher, noise, pick_device,
-                    plot_mels, save_atomic, save_checkpoint)
-
-# --------------------------------------------------------------------------------------- shared by both loops
-
-
-def learning_rate(step, peak, warmup, total):
-    """Linear warm-up, then cosine decay to 2 % of the peak at `total` updates."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-@torch.no_grad()
-def ema_update(ema, net, step, decay):
-    """ema <- decay * ema + (1 - decay) * net; the first updates average over a tenth of their number."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for mean, now in zip(ema.parameters(), net.parameters()):
-        mean.lerp_(now, 1 - decay)
-
-
-def seed_update(seed, step):
-    """Seed torch (for dropout) from (seed, step) -> generator of the update: a resumed run draws the same."""
-    torch.manual_seed(seed * 1_000_003 + step)
-    return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
-
-
-def optimise(net, optimiser, rates, step, clip=1.0):
-    """Clip the gradients, update, clear them -> gradient norm. rates: learning rate of each parameter group.
-
-    A gradient that is not finite, as of a loss that is not, stops the run before it reaches the weights.
-    """
-    for group, rate in zip(optimiser.param_groups, rates):
-        group["lr"] = rate
-    sum_gradients(net)
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-    if not torch.isfinite(norm):
-        raise BadInput(f"gradient norm {norm.item():g} at update {step}: run again with a lower --lr (now "
-                       f"{rates[0]:.1e}); the last checkpoint is intact")
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return norm
-
-
-class Log:
-    """A CSV with one row per report, and the same on the screen. Resuming drops rows that come again."""
-
-    def __init__(self, path, step):
-        self.path, self.rows = Path(path), []
-        if step and self.path.is_file():
-            with open(self.path, newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
-
-    def report(self, **row):
-        """Add one row; values are numbers."""
-        self.rows.append({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
-        fields = list(dict.fromkeys(k for r in self.rows for k in r))
-        partial = Path(f"{self.path}.partial")
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, fields)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)
-        tqdm.write("  ".join(f"{k} {v}" for k, v in self.rows[-1].items()))
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM set a flag: the loop finishes its update, saves and stops. Twice: it stops at once.
-    """
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
-
-    def __call__(self, *_):
-        self.asked = True
-        self.restore()
-
-    def restore(self):
-        """Give both signals back to Python."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters", "count",
-        "recompute", "accumulate"}              # may differ on --resume
-
-
-def save_state(path, step, net, ema, optimiser, settings):
-    """Everything --resume needs, atomically. settings: plain values, see load_state."""
-    save_atomic(path, dict(format="dsflow-state-1", step=step, net=net.state_dict(), ema=ema.state_dict(),
-                           optimiser=optimiser.state_dict(), settings=settings))
-
-
-def load_state(path, net, ema, optimiser, settings):
-    """Restore save_state's file -> updates done. settings (name -> value) must match, except those in FREE.
-    """
-    state = load_file(path, "dsflow-state-1")
-    for name in sorted(settings.keys() - FREE):
-        old, new = state.get("settings", {}).get(name), settings[name]
-        if old != new:
-            raise BadInput(f"--resume: {path} was made with another {name}: {old}, now {new}")
-    net.load_state_dict(state["net"])
-    ema.load_state_dict(state["ema"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["step"]
-
-
-def pick_voices(corpus, seconds=3.0, most=16):
-    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name.
-
-    Of at most so many speakers: they travel in every checkpoint.
-    """
-    best = {}                                   # speaker -> (distance to that length, utterance)
-    for i in corpus.train:
-        off = abs(int(corpus.frames[i]) * corpus.s.hop / corpus.s.rate - seconds)
-        best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
-    return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
-                                     durations=corpus.durations[i].clone())
-            for speaker, (_, i) in sorted(best.items())[:most]}
-
-
-def held_out(corpus, count, device):
-    """A fixed evaluation batch: up to `count` held-out utterances, the first quarter of each as reference.
-
-    -> batch as collate() makes it, with ref (B, T, M), known, todo (B, T): frames given, to generate; x0.
-    """
-    items = corpus.held[:: max(1, len(corpus.held) // count)][:count]
-    batch = collate(corpus, items)
-    batch["known"] = torch.arange(batch["mel"].shape[1])[None] < (corpus.frames[items] // 4)[:, None]
-    batch["ref"] = batch["mel"] * batch["known"][..., None]
-    batch["todo"] = batch["mask"] & ~batch["known"]
-    batch["x0"] = noise(1234, corpus.frames[items], corpus.s.n_mels)
-    return {k: v.to(device) for k, v in batch.items()}
-
-
-@torch.no_grad()
-def rollout(model, batch, grid, w):
-    """The sampler on a batch that has ref, known and x0 -> states (N + 1, B, T, M)."""
-    cond, null = conditions(model, batch["text"], batch["align"], batch["ref"], batch["mask"], w)
-    return euler(model, batch["x0"], grid, cond, null, w, batch["mask"], batch["known"])
-
+from prepare import prepare
+from sample import cosine_grid, noise, rollout
+from train import (Run, adamw, add_flags, ema_update, first_process_first, join, learning_rate, optimise,
+                   parts,
+                   seed_update)
+from vocoder import griffin_lim
 
 # ---------------------------------------------------------------------------------------------- the objective
 
@@ -184,8 +38,8 @@ def random_spans(mask, g, shortest=0.7):
 def infill(batch, g, p_noref, p_nothing):
     """Draw what an update trains on: known frames, reference, items that lose the reference or everything.
 
-    Adds known, ref, todo (see held_out), x0, and drop (B,) bool: no text either, which is guidance's
-    unconditional. Items without a reference have the whole utterance to generate.
+    Adds known, todo (B, T) bool: frames given, to generate; ref (B, T, M); x0; and drop (B,) bool: no text
+    either, which is guidance's unconditional. Items without a reference have all their frames to generate.
     """
     B, mask = len(batch["mel"]), batch["mask"]
     drop = torch.rand(B, generator=g) < p_nothing
@@ -196,150 +50,156 @@ def infill(batch, g, p_noref, p_nothing):
     return dict(batch, known=known, ref=batch["mel"] * known[..., None], todo=todo, x0=x0, drop=drop)
 
 
+def frame_mean(error, todo):
+    """Mean of an error (B, T) over the frames to generate, todo (B, T) -> ()."""
+    return (error * todo).sum() / todo.sum()
+
+
 def cfm_loss(model, batch, t):
-    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2 on frames to fill in."""
+    """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2 on frames to fill in.
+
+    t (B,) -> loss (), and its means by quarters of time, {"loss t<1/4": (), ...}, nan where no item is.
+    """
     x0, x1 = batch["x0"], batch["mel"]
     x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * x1                     # (B, T, M)
     h = model.embed_text(batch["text"], batch["align"], batch["mask"], batch["drop"])            # (B, T, E)
     v = model(x_t, t, batch["ref"], h, batch["mask"])
-    return ((v - (x1 - x0)) ** 2)[batch["todo"]].mean()
+    error, todo = ((v - (x1 - x0)) ** 2).mean(-1), batch["todo"]                  # (B, T)
+    quarter = (4 * t).long().clamp(max=3)[:, None]                                # (B, 1)
+    by_time = {f"loss t<{k + 1}/4": frame_mean(error.detach(), todo & (quarter == k)) for k in range(4)}
+    return frame_mean(error, todo), by_time
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+def held_out(corpus, count, device):
+    """A fixed evaluation batch as infill() makes it: up to `count` held-out utterances, the first quarter of
+    each as reference.
+    """
+    items = corpus.held[:: max(1, len(corpus.held) // count)][:count]
+    batch = collate(corpus, items)
+    batch["known"] = torch.arange(batch["mel"].shape[1])[None] < (corpus.frames[items] // 4)[:, None]
+    batch["ref"] = batch["mel"] * batch["known"][..., None]
+    batch["todo"] = batch["mask"] & ~batch["known"]
+    batch["x0"] = noise(1234, corpus.frames[items], corpus.settings.n_mels)
+    batch["drop"], batch["items"] = torch.zeros(len(items), dtype=torch.bool), torch.tensor(items)
+    return {k: v.to(device) for k, v in batch.items()}
+
+
+@torch.no_grad()
+def report_held_out(bundle, batch, w, out, name):
+    """Held-out losses at fixed noise and times, by name; mel picture and audio of teacher@10 beside the
+    recording.
+    """
+    t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
+    flow, _ = cfm_loss(bundle.model, batch, t)
+    duration = bundle.duration.loss(batch["text"], batch["durations"])
+    few, rows = {k: v[:2] for k, v in batch.items()}, []
+    x1 = rollout(bundle.model, few, cosine_grid(10), w)[-1]
+    for i, T in enumerate(few["mask"].sum(1).tolist()):
+        rows += [(f"recording {i}", few["mel"][i, :T]),
+                 (f"teacher, 10 steps, w = {w}: the first quarter is given", x1[i, :T])]
+        write_audio(out / f"{name}_{i}.wav", griffin_lim(x1[i, :T], bundle.settings, 32),
+                    bundle.settings.rate)
+    plot_mels(rows, out / f"{name}.png")
+    return dict(held_loss=float(flow), held_duration_loss=float(duration))
+
+
+def pick_voices(corpus, seconds=3.0, most=16):
+    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name.
+
+    Of at most so many speakers: they travel in every checkpoint.
+    """
+    best = {}                                   # speaker -> (distance to that length, utterance)
+    for i in corpus.train:
+        off = abs(3600 * corpus.hours([i]) - seconds)
+        best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
+    return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
+                                     durations=corpus.durations[i].clone())
+            for speaker, (_, i) in sorted(best.items())[:most]}
 
 
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def report_held_out(bundle, batch, w, out, name):
-    """Held-out losses at fixed noise and times; mel picture and audio of teacher@10 beside the recording."""
-    t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
-    with torch.no_grad():
-        flow = cfm_loss(bundle.model,
-                        dict(batch, drop=torch.zeros(len(t), dtype=torch.bool, device=t.device)), t)
-        duration = bundle.duration.loss(batch["text"], batch["durations"])
-    few = {k: v[:2] for k, v in batch.items()}
-    x1 = rollout(bundle.model, few, cosine_grid(10), w)[-1]
-    rows = []
-    for i in range(len(x1)):
-        T = int(few["mask"][i].sum())
-        rows += [(f"recording {i}", few["mel"][i, :T]),
-                 (f"teacher, 10 steps, w = {w}: the first quarter is given", x1[i, :T])]
-        soundfile.write(out / f"{name}_{i}.wav", griffin_lim(x1[i, :T], bundle.s, 32).clip(-1, 1),
-                        bundle.s.rate)
-    plot_mels(rows, out / f"{name}.png")
-    return float(flow), float(duration)
-
-
 def arguments():
     """Command-line flags with their reasons."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     add = p.add_argument
-    add("--data", default="corpus", help="folder of recordings, see data.py (default corpus)")
-    add("--out", default="out/teacher",
-        help="checkpoints, log, pictures and audio go here (default %(default)s)")
-    add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
+    add_flags(add, "out/teacher", max_iters=6500, batch_frames=2000, lr=1.5e-3, warmup=200, ema=0.999,
+              p_noref=0.3, eval_every=1000, save_every=500, cfg=1.5,
+              cfg_help="guidance of the samples, sample.py's default for this teacher (default %(default)s)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
-    add("--init", help="start from this teacher and keep its size and characters: fine-tuning")
-    add("--max_iters", type=int, default=6500, help="updates (default %(default)s)")
-    add("--batch_frames", type=int, default=2000,
-        help="mel frames per update, padding included (default %(default)s)")
-    add("--accumulate", type=int, default=1,
-        help="parts of a batch, one after the other: less memory, the same update (default %(default)s)")
-    add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default %(default)s)")
-    add("--duration_iters", type=int, default=1500,
+    add("--init", help="start from this teacher and keep its size and symbols: fine-tuning")
+    add("--duration_iters", type=count(0), default=1500,
         help="updates of the duration predictor, which overfits soon after (default %(default)s)")
-    add("--warmup", type=int, default=200, help="updates of linear warm-up (default %(default)s)")
-    add("--ema", type=float, default=0.999,
-        help="decay of the weight average that is saved (default %(default)s)")
-    add("--p_noref", type=float, default=0.3,
-        help="share of items trained without a reference (default %(default)s)")
-    add("--p_nothing", type=float, default=0.15,
-        help="share trained without reference and text (default %(default)s)")
-    add("--cfg", type=float, default=1.5,
-        help="guidance of the samples, and sample.py's default for this teacher (default %(default)s)")
-    add("--eval_every", type=int, default=1000,
-        help="updates between reports with samples (default %(default)s)")
-    add("--save_every", type=int, default=500, help="updates between checkpoints (default %(default)s)")
-    add("--resume", action="store_true",
-        help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
-    add("--seed", type=int, default=0, help="everything random follows from it (default 0)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    a = p.parse_args()
-    check_numbers(a)
-    return a
+    add("--p_nothing", type=number(0, 1), default=0.15,
+        help="share of items trained without reference and text (default %(default)s)")
+    return p.parse_args()
 
 
-def build(a, device):
+def build(flags, device):
     """The corpus, the network to train, its average, and the Bundle around the average that will be saved."""
-    if str(a.init).endswith(".safetensors"):
-        raise BadInput(f"--init {a.init}: F5-TTS's file; only distill.py takes it, as --teacher")
-    init = load_teacher(a.init, "--init") if a.init else None
-    s = init.s if init else MelSettings()
-    corpus = first_alone(lambda: prepare(a.data, s, init.vocab if init else None, a.cache))
+    init = load_teacher(flags.init, "--init") if flags.init else None
+    if init and not init.duration:
+        raise BadInput(f"--init {flags.init}: F5-TTS has no duration predictor; only distill.py takes it")
+    settings, lang = (init.settings, init.lang) if init else (MelSettings(), "letters")
+    vocab = init.vocab if init else None
+    corpus = first_process_first(lambda: prepare(flags.data, settings, lang, vocab, flags.cache))
     V = len(corpus.vocab)
-    torch.manual_seed(a.seed)
-    dit = init.model if init else DiT(DiTConfig(vocab=V, mels=s.n_mels, **SIZES[a.size]))
+    torch.manual_seed(flags.seed)
+    dit = init.model if init else DiT(DiTConfig(vocab=V, mels=settings.n_mels, **SIZES[flags.size]))
     net = torch.nn.ModuleDict(dict(dit=dit, duration=init.duration if init else DurationPredictor(V)))
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
-    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=a.cfg, iters=a.max_iters)
-    bundle = Bundle(ema["dit"], ema["duration"], s, corpus.vocab, corpus.gauss, pick_voices(corpus), contract,
-                    vars(a))
+    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=flags.cfg)
+    bundle = Bundle(ema["dit"], ema["duration"], settings, corpus.vocab, lang, corpus.gauss,
+                    pick_voices(corpus), contract, vars(flags) | dict(out=str(flags.out)))
     total, conditioning = count_parameters(dit)
-    print(f"{a.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held out, "
-          f"{len(corpus.skipped)} skipped; {total:,} parameters, {conditioning:,} of them condition on time")
+    print(f"{flags.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held "
+          f"out, {len(corpus.skipped)} skipped; {total:,} parameters ({conditioning:,} for time)")
     return corpus, net, ema, bundle
 
 
 def main():
-    a = arguments()
+    flags = arguments()
     join()
-    device, out, first_process = pick_device(a.device), Path(a.out), world()[0] == 0
-    out.mkdir(parents=True, exist_ok=True)
-    corpus, net, ema, bundle = build(a, device)
-    groups = [dict(params=net[name].parameters()) for name in ("dit", "duration")]
-    # fused, here and in distill.py: a step of AdamW takes 2 ms instead of 9, of 110 to 180 an update there
-    optimiser = torch.optim.AdamW(groups, a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    settings = dict(vars(a), dit=asdict(net["dit"].config), vocab=corpus.vocab)
-    first = load_state(out / "last.pt", net, ema, optimiser, settings) if a.resume else 0
-    log, interrupt, fixed = Log(out / "log.csv", first), Interrupt(), held_out(corpus, 8, device)
-    order = itertools.islice(batch_indices(corpus.frames[corpus.train], a.batch_frames, a.seed), first, None)
-    since, running = clock.perf_counter(), []
-    for step in tqdm(range(first, a.max_iters), "teacher", initial=first, total=a.max_iters,
-                     disable=None if first_process else True):
-        g = seed_update(a.seed, step)
-        batch = infill(collate(corpus, [corpus.train[i] for i in next(order)]), g, a.p_noref, a.p_nothing)
+    device = pick_device(flags.device)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    corpus, net, ema, bundle = build(flags, device)
+    optimiser = adamw([dict(params=net[name].parameters()) for name in ("dit", "duration")], flags.lr, 0.01)
+    run = Run(flags, device, dict(net=net, ema=ema), optimiser,
+              dict(vars(flags), dit=asdict(net["dit"].config), vocab=corpus.vocab))
+    fixed = held_out(corpus, 8, device)
+    order = itertools.islice(batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed),
+                             run.first, None)
+    for step in run.steps("teacher"):
+        g = seed_update(flags.seed, step)
+        batch = collate(corpus, [corpus.train[i] for i in next(order)])
+        batch = infill(batch, g, flags.p_noref, flags.p_nothing)
         batch["t"] = torch.rand(len(batch["mel"]), generator=g)                   # (B,)
-        timing = step < a.duration_iters                                          # durations are done early
-        told = []
-        for part in parts({k: v.to(device) for k, v in batch.items()}, a.accumulate):
-            flow = cfm_loss(net["dit"], part, part["t"])
-            loss, duration = part["weight"] * flow, flow.new_tensor(math.nan)
+        timing = step < flags.duration_iters                                      # durations are done early
+        for part in parts({k: v.to(device) for k, v in batch.items()}, flags.accumulate):
+            flow, by_time = cfm_loss(net["dit"], part, part["t"])
+            loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
             if timing:
                 duration = net["duration"].loss(part["text"], part["durations"])
-                loss = loss + part["letters"] * duration
+                loss = loss + part["symbol_share"] * duration
             loss.backward()
-            told.append((flow.detach(), duration.detach()))
-        rates = [learning_rate(step, a.lr, a.warmup, a.max_iters),
-                 learning_rate(step, a.lr, a.warmup, a.duration_iters) * timing]
-        norm = optimise(net, optimiser, rates, step)
-        ema_update(ema, net, step, a.ema)
-        running += [(*terms, norm) for terms in told]
-
-        done, stop = step + 1, anywhere(interrupt.asked, device)
-        if done % a.eval_every == 0 or done == a.max_iters:
-            if first_process:
-                means = torch.tensor(running).mean(0).tolist()
-                seconds = (clock.perf_counter() - since) / len(running) * a.accumulate
-                flow, duration = report_held_out(bundle, fixed, a.cfg, out, f"step{done:06d}")
-                log.report(step=done, loss=means[0], duration_loss=means[1], grad_norm=means[2],
-                           held_loss=flow, held_duration_loss=duration, seconds_per_update=seconds)
-            since, running = clock.perf_counter(), []
-        if first_process and (done % a.save_every == 0 or done == a.max_iters or stop):
-            save_checkpoint(out / "teacher.pt", bundle)                           # first: never older
-            save_state(out / "last.pt", done, net, ema, optimiser, settings)
-        if stop:
-            print(f"interrupted: saved after update {done}; continue with --resume")
-            raise KeyboardInterrupt
-    interrupt.restore()
-    print(f"wrote {out / 'teacher.pt'}; hear it: python sample.py --ckpt {out / 'teacher.pt'} --text \"...\"")
+            run.record(loss=flow, **by_time, duration_loss=duration)
+        rates = [learning_rate(step, flags.lr, flags.warmup, flags.max_iters),
+                 timing * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
+        run.record(grad_norm=optimise(net, optimiser, rates, step))
+        ema_update(ema, net, step, flags.ema)
+        run.count_update(step)
+        if run.report_due:
+            run.report(**report_held_out(bundle, fixed, flags.cfg, flags.out, f"step{run.done:06d}"))
+        if run.save_due:
+            save_checkpoint(flags.out / "teacher.pt", bundle)
+            run.save()
+        run.end_update()
+    path = flags.out / "teacher.pt"
+    print(f"wrote {path}; hear it: python sample.py --ckpt {path} --text \"...\"")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""What hears audio: words, Distill-MOS, speaker, prosody, each by an optional package; see evaluate.py."""
+import contextlib
+import io
+import math
+import os
+import re
+import statistics
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import BadInput
+
+
+def mean(values):
+    """Mean of those among numbers that are finite, nan where none is."""
+    values = [float(v) for v in values if math.isfinite(v)]
+    return statistics.mean(values) if values else math.nan
+
+
+def word_errors(said, heard):
+    """Levenshtein distance between two word lists: substitutions, insertions and deletions."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(said, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(heard, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+def load_asr(name, lang):
+    """--asr -> {"asr": function(audio at 16 kHz) -> what it heard, "recogniser": its name}.
+
+    lang: a checkpoint's. name None: DSFLOW_ASR from the environment, or Whisper base; where that cannot be
+    had pocketsphinx, or {}, after a line on what is missing.
+    """
+    wanted = name or os.environ.get("DSFLOW_ASR") or "base"
+    language = {"letters": "en", "f5": "en", "none": None}.get(lang, lang.split("-")[0])   # None: it detects
+    try:
+        from faster_whisper import WhisperModel
+        model = WhisperModel(wanted, device="cpu", compute_type="int8", cpu_threads=torch.get_num_threads())
+        title = "whisper-" + Path(wanted).name.removeprefix("whisper-")
+        return dict(recogniser=title, asr=lambda wav: " ".join(
+            part.text for part in model.transcribe(wav, beam_size=5, language=language)[0]))
+    except ImportError:
+        reason = "needs packages: pip install faster-whisper whisper-normalizer"
+    except Exception as problem:                # no internet, no such model: of many types
+        reason = f"cannot be had ({str(problem).splitlines()[0]:.99}); a CTranslate2 folder would do"
+    if name:
+        raise BadInput(f"--asr {name}: {reason}")
+    try:
+        from pocketsphinx import Decoder
+    except ImportError:
+        print(f"word errors left out: Whisper {wanted} {reason}")
+        return {}
+    print(f"word errors by pocketsphinx, which is weak and English: Whisper {wanted} {reason}")
+    decoder = Decoder(samprate=16000, loglevel="FATAL")
+
+    def sphinx(wav):
+        decoder.start_utt()
+        decoder.process_raw((wav.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+        decoder.end_utt()
+        return decoder.hyp().hypstr if decoder.hyp() else ""
+    return dict(recogniser="pocketsphinx", asr=sphinx)
+
+
+def load_words(lang):
+    """Function(text) -> the words that count, by Whisper's normaliser where installed, else lower case."""
+    try:
+        from whisper_normalizer import basic, english
+    except ImportError:
+        return lambda text: re.findall(r"[\w']+", text.lower())
+    own = lang.startswith(("en", "letters", "f5"))
+    clean = english.EnglishTextNormalizer() if own else basic.BasicTextNormalizer()
+    return lambda text: clean(text).split()
+
+
+def load_mos():
+    """Function(audio at 16 kHz) -> Distill-MOS."""
+    import distillmos
+    net = distillmos.ConvTransformerSQAModel().eval()
+    return lambda wav: float(torch.no_grad()(net)(torch.from_numpy(wav)[None]))
+
+
+def load_encoder():
+    """Function(audio at 16 kHz) -> Resemblyzer's speaker embedding, of length 1."""
+    import resemblyzer
+    return resemblyzer.VoiceEncoder("cpu", verbose=False).embed_utterance
+
+
+def load_praat():
+    """Function(audio at 16 kHz) -> F0 every 16 ms in Hz, 0 where unvoiced, and Praat's figures of it all."""
+    import parselmouth
+
+    def prosody(wav):
+        wav = np.pad(wav, (0, max(0, 4000 - len(wav)))).astype(float)             # it wants some periods
+        sound, call = parselmouth.Sound(wav, 16000), parselmouth.praat.call
+        f0 = sound.to_pitch(0.016, 60, 500).selected_array["frequency"]
+        hnr = sound.to_harmonicity_cc(minimum_pitch=60).values                    # -200 where unvoiced
+        pulses = call(sound, "To PointProcess (periodic, cc)", 60, 500)
+        return {"f0": f0, "pitch Hz": mean(f0[f0 > 0]), "voiced": mean(f0 > 0),
+                "HNR dB": mean(hnr[hnr > -200]),
+                "jitter": call(pulses, "Get jitter (local)", 0, 0, 1e-4, 0.02, 1.3),
+                "shimmer": call([sound, pulses], "Get shimmer (local)", 0, 0, 1e-4, 0.02, 1.3, 1.6)}
+    return prosody
+
+
+EARS = {"mos": (load_mos, "Distill-MOS", "distillmos"),
+        "speaker": (load_encoder, "speaker cosine", "resemblyzer webrtcvad-wheels"),
+        "prosody": (load_praat, "pitch and voice quality", "praat-parselmouth")}
+
+
+def load_ears(asr, lang, names=tuple(EARS)):
+    """What can judge audio here, by name: "asr" with its "recogniser", "words", and those of EARS."""
+    ears = load_asr(asr, lang) | {"words": load_words(lang)}
+    for name in names:
+        load, measure, packages = EARS[name]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):                       # some talk
+                ears[name] = load()
+        except (ImportError, OSError, RuntimeError) as problem:
+            print(f"{measure} left out: pip install {packages} ({str(problem).splitlines()[0]:.99})")
+    return ears
+
+
+def listen(wavs, texts, rate, ears):
+    """Audio of sentences -> {figure: its value of each sentence}; figures without an ear are absent."""
+    heard = {}
+    for wav, text in zip(tqdm(wavs, desc="listen", leave=False, disable=None), texts):
+        wav, figures = librosa.resample(wav, orig_sr=rate, target_sr=16000), {}   # the same at 16 kHz
+        if ears.get("asr"):
+            said, found = ears["words"](text), ears["words"](ears["asr"](wav))
+            errors, length = word_errors(said, found), max(1, len(said))
+            figures |= {"word errors": errors, "words": length, "word error rate": errors / length}
+        if ears.get("mos"):
+            figures["Distill-MOS"] = ears["mos"](wav)
+        if ears.get("speaker"):
+            figures["embedding"] = ears["speaker"](wav)
+        if ears.get("prosody"):
+            figures |= ears["prosody"](wav)
+        for name, value in figures.items():
+            heard.setdefault(name, []).append(value)
+    return heard
