@@ -233,9 +233,10 @@ def build(flags, method, device):
     """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
     b = load_teacher(flags.teacher, "--teacher", device)
     init = load_checkpoint(flags.init, device).model.requires_grad_(False) if flags.init else None
-    if init and (init.config.time != method.time or init.config.dim != b.model.config.dim):
+    time = method.time if flags.tokens else "adaln"
+    if init and (init.config.time != time or init.config.dim != b.model.config.dim):
         raise BadInput(f"--init {flags.init}: told {init.config.time!r}, of width {init.config.dim}; expected"
-                       f" {method.time!r} and {b.model.config.dim}")
+                       f" {time!r} and {b.model.config.dim}")
     corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache))
     teacher = b.model.requires_grad_(False)
     student, nets, optimiser = begin(flags, method, teacher, init)

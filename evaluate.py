@@ -379,7 +379,7 @@ def main():
     rows, sentences, texts, columns, recogniser = evaluate(flags, teacher, systems, device)
     protocol = (
         f"{len(texts)} sentences of {flags.data}, seeds {' '.join(map(str, flags.seeds))}; in brackets 95 % "
-        "bootstrap over sentences. Mel MSE, correlations: to the teacher's 32 steps, same noise. Variance: of "
+        "bootstrap over sentences. Mel MSE, correlations: to the teacher's 32 steps, same noise. Variance of "
         "4 noises, to teacher@10's. Flow RTF: symbols with durations to mel, no prompt; text-to-sound: "
         "symbols to audio; one sentence at a time, systems in turn. Copy synthesis: recording -> mel -> the "
         f"same vocoder ({flags.vocoder or 'default'}). {processor(device)}.")

@@ -194,7 +194,8 @@ def pick_voice(b, flags):
             raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
         return front_end(b).make_voice(b, flags.prompt, flags.prompt_text)
     if front_end(b) is f5:
-        raise BadInput("this checkpoint continues a recording: give --prompt, and its words as --prompt_text")
+        raise BadInput("this checkpoint continues a recording: give one as --prompt, and its words as "
+                       "--prompt_text")
     if flags.voice == "none" or not b.voices:
         return None
     if flags.voice and flags.voice not in b.voices:
