@@ -11,6 +11,9 @@ measured in turn, with a learning-rate schedule that ends there; a system whose 
 keeps its row of equal updates. A row is written when it is done, with the settings it was made with; a run
 that was cut off continues with the next one.
 """
+from common import (BadInput, Parser, as_cell, cli, count, markdown, mean_and_spread, pick_device, read_csv,
+                    synchronise, write_csv, write_text)
+
 import argparse
 import importlib.util
 import itertools
@@ -26,8 +29,6 @@ import baselines
 import distill
 import intmeanflow
 from checkpoint import load_teacher
-from common import (BadInput, Parser, as_cell, cli, count, markdown, mean_and_spread, pick_device, read_csv,
-                    synchronise, write_csv, write_text)
 from distill import Trajectories, begin, update
 from evaluate import distance
 from model import count_parameters

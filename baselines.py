@@ -6,10 +6,11 @@
 
 Clock and shapes: see model.py.
 """
+from common import BadInput, cli
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common import BadInput, cli
 from distill import Method, dsflow_loss, interval, main
 from intmeanflow import two_times
 from sample import condition, cosine_grid
@@ -25,7 +26,7 @@ def progressive_loss(student, batch, n, nets):
     X_s, X_e, s, e, _ = interval(batch, n)
     previous = nets["start"]
     if previous is not None:
-        if 2 * n not in previous.config.steps:
+        if previous.config.time == "step" and 2 * n not in previous.config.steps:
             raise BadInput(f"--init: takes {previous.config.steps} steps; expected a student of {2 * n} for "
                            f"--steps {n}")
         with torch.no_grad():
@@ -33,9 +34,10 @@ def progressive_loss(student, batch, n, nets):
             k = torch.searchsorted(grid, s - 1e-4)                                # (B,) the interval's place
             cond, _ = condition(previous, batch)
             for j in (k, k + 1):                                                  # two steps of half the size
-                x = x + (grid[j + 1] - grid[j])[:, None, None] * previous(x, 2 * n, *cond, batch["mask"])
+                when = previous.when(2 * n, grid[j], grid[j + 1])
+                x = x + (grid[j + 1] - grid[j])[:, None, None] * previous(x, when, *cond, batch["mask"])
         X_e = x
-    v = student(X_s, n, *condition(student, batch)[0], batch["mask"])
+    v = student(X_s, student.when(n, s, e), *condition(student, batch)[0], batch["mask"])
     loss = frame_mean(((v - (X_e - X_s) / (e - s)[:, None, None]) ** 2).mean(-1), batch["todo"])
     return loss, dict(velocity=loss)
 

@@ -1,7 +1,9 @@
 """What a checkpoint holds, to disk and back. All that speaks or trains reads and writes through here."""
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
-from common import BadInput, load_torch, save_torch
+import torch
+
+from common import BadInput, fit_weights, load_torch, save_torch
 from data import MelSettings
 from model import DiT, DiTConfig, DurationPredictor
 
@@ -34,18 +36,95 @@ def save_checkpoint(path, b):
                           config=b.config))
 
 
+def require(fits, what):
+    """ValueError(what) unless fits."""
+    if not fits:
+        raise ValueError(what)
+
+
+def typed(kind, given):
+    """A dataclass from a checkpoint's dict; each value must be of its default's type (a whole number is a
+    float, a list a tuple).
+    """
+    require(isinstance(given, dict), f"{kind.__name__} is no dictionary")
+    known = {field.name: field for field in fields(kind)}
+    values = {}
+    for name, value in given.items():
+        require(name in known, f"{kind.__name__} has no {name}")
+        want = known[name].type
+        value = tuple(value) if want is tuple and isinstance(value, list) else value
+        value = float(value) if want is float and type(value) is int else value
+        require(type(value) is want, f"{name} is {value!r}, expected {want.__name__}")
+        require(want not in (int, float) or abs(value) < 1e6, f"{name} is {value}")
+        values[name] = value
+    return kind(**values)
+
+
+def check_sizes(config, settings, tensors):
+    """ValueError that names the first size of a network or a mel that cannot be."""
+    require(config.time in ("adaln", "pair", "step"), f"time is {config.time!r}")
+    require(config.token in ("add", "prepend"), f"token is {config.token!r}")
+    for name in ("vocab", "mels", "dim", "depth", "heads", "head_dim", "ff_mult", "text_dim"):
+        require(getattr(config, name) > 0, f"{name} is {getattr(config, name)}")
+    require(config.dim % 16 == config.head_dim % 2 == 0, f"dim {config.dim}, head_dim {config.head_dim}")
+    require(max(config.depth, config.text_blocks) <= tensors, f"depth {config.depth}, but {tensors} tensors")
+    require(all(type(n) is int and n > 0 for n in config.steps), f"steps are {config.steps}")
+    require(0 < settings.hop < settings.n_fft and settings.rate > 0 and settings.n_mels == config.mels,
+            f"a mel of {settings.n_mels} bands, hop {settings.hop}; the network has {config.mels}")
+    require(0 <= settings.fmin < settings.fmax <= settings.rate / 2 and settings.log in ("log10", "ln")
+            and settings.norm in ("slaney", "") and min(settings.floor, settings.std) > 0, f"mel {settings}")
+
+
+def check_rest(c, config, settings):
+    """ValueError that names the first of vocabulary, Gaussians, voices and contract that does not fit."""
+    V, contract = config.vocab, c["contract"]
+    require(isinstance(c["vocab"], (str, list)) and all(isinstance(symbol, str) for symbol in c["vocab"])
+            and len(set(c["vocab"])) == len(c["vocab"]) == V, f"vocab is not {V} different symbols")
+    require(isinstance(c.get("lang", ""), str), "lang is no word")
+    for name, value in c["gauss"].items():
+        require(name in ("mean", "var") and value.dim() == 2 and len(value) == V + 1 and (
+            value.isfinite().all() and (name == "mean" or (value > 0).all())),
+            f"gauss: {name} is not ({V + 1}, C) finite values")
+    require(c["duration"] or c.get("lang") == "f5", "the duration predictor is missing")
+    require(not c["duration"] or set(c["gauss"]) == {"mean", "var"}, "gauss is missing")
+    for name, voice in c["voices"].items():
+        mel, text, durations = voice["mel"], voice["text"], voice["durations"]
+        require(mel.dim() == 2 and mel.shape[1] == settings.n_mels and mel.isfinite().all()
+                and text.shape == durations.shape == (len(text),) and not text.is_floating_point()
+                and ((text > 0) & (text <= V) & (durations >= 0)).all() and durations.sum() == len(mel),
+                f"voice {name}: its mel, text and durations do not fit each other")
+    require(contract["kind"] in ("teacher", "student"), f"kind is {contract['kind']!r}")
+    require(contract["kind"] == "student" or not contract["steps"], "a teacher of fixed steps")
+    require(contract["grid"] in ("cosine", "uniform"), f"grid is {contract['grid']!r}")
+    steps = [*contract["steps"], contract.get("default", 1)]
+    require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
+    require(config.time != "step" or set(contract["steps"]) <= set(config.steps), f"steps are {steps}")
+    require(0 <= contract["cfg"] <= 20, f"cfg is {contract['cfg']}")              # not nan either
+    for n, times in contract.get("grids", {}).items():
+        require(len(times) == int(n) + 1 and times[0] == 0 and times[-1] == 1
+                and all(s < e for s, e in zip(times, times[1:])), f"grids: {n} is not {n} steps from 0 to 1")
+
+
 def load_checkpoint(path, device="cpu"):
-    """File -> Bundle in float32 eval mode on device. BadInput, one line, when it is not one."""
+    """File -> Bundle in float32 eval mode on device. BadInput, one line that names the first thing that does
+    not fit, when it is no checkpoint, or what it holds is not what its own config builds.
+    """
     hint = EXPECTED + " (F5-TTS's own goes through f5.py)" * str(path).endswith(".safetensors")
     c = load_torch(path, "dsflow-1", hint)
-    config = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in c["dit"].items()})
-    model, duration = DiT(config), DurationPredictor(config.vocab) if c["duration"] else None
-    model.load_state_dict({k: v.float() for k, v in c["model"].items()})
-    if duration:
-        duration.load_state_dict({k: v.float() for k, v in c["duration"].items()})
-        duration = duration.to(device).eval()
-    return Bundle(model.to(device).eval(), duration, MelSettings(**c["mel"]), c["vocab"],
-                  c.get("lang", "letters"), c["gauss"], c["voices"], c["contract"], c["config"])
+    try:
+        config, settings = typed(DiTConfig, c["dit"]), typed(MelSettings, c["mel"])
+        check_sizes(config, settings, len(c["model"]))
+        with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
+            model, duration = DiT(config), DurationPredictor(config.vocab) if c["duration"] else None
+        fit_weights(model, c["model"], "model")
+        if duration:
+            duration = fit_weights(duration, c["duration"], "duration").to(device).eval()
+        check_rest(c, config, settings)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as problem:
+        reason = f"{problem} is missing" if isinstance(problem, KeyError) else str(problem).split("\n")[0]
+        raise BadInput(f"{path}: does not hold what it says ({reason[:200]}); expected {EXPECTED}") from None
+    return Bundle(model.to(device).eval(), duration, settings, c["vocab"], c.get("lang", "letters"),
+                  c["gauss"], c["voices"], c["contract"], c["config"])
 
 
 def load_teacher(path, flag, device="cpu"):

@@ -1,15 +1,23 @@
 """What every command needs and a reader of the method does not: bad input, flags, whole files, the device,
 logs, tables and pictures. Imports nothing local.
+
+Commands import this file first: from then on Ctrl-C ends them without a traceback, also while torch loads.
 """
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until cli() takes over
+
 import argparse
 import contextlib
 import csv
+import hashlib
 import io
 import math
 import os
 import statistics
 import sys
 import time as clock
+import zipfile
 from pathlib import Path
 
 import soundfile
@@ -25,6 +33,7 @@ class BadInput(Exception):
 
 def cli(main):
     """Run a command's main(): bad input becomes one line on stderr and exit status 2."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, "reconfigure"):      # a terminal that lacks a character shows its code
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -44,13 +53,29 @@ def complain(problem):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line like all others, and whose --help begins with a file's docstring."""
+    """argparse whose errors are one line like all others, and whose --help begins with a file's docstring.
 
-    def __init__(self, description):
+    idle: [(flag, other)]: the first does nothing beside the second, so giving both is refused. given: the
+    flags that were on the command line.
+    """
+
+    def __init__(self, description, idle=()):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          allow_abbrev=False)
+        self.idle, self.given = idle, set()
+
+    def parse_args(self, words=None):
+        words = sys.argv[1:] if words is None else words
+        flags = super().parse_args(words)
+        self.given = {word.split("=")[0] for word in words} & set(self._option_string_actions)
+        for flag, other in self.idle:
+            if {flag, other} <= self.given:
+                raise BadInput(f"{flag}: does nothing beside {other}; leave one of them out")
+        return flags
 
     def error(self, message):
+        if "expected one argument" in message:
+            message += ' (one that begins with - is written with a =, like --text="-5 degrees")'
         raise BadInput(message.removeprefix("argument ") + f"; see python {self.prog} --help")
 
 
@@ -123,14 +148,18 @@ def in_turn(jobs, rounds, device):
 
 @contextlib.contextmanager
 def whole(path):
-    """A path to write to, in place of `path`: that gets the whole file at the end, or stays as it was."""
+    """A path to write to, in place of `path`: that gets the whole file at the end, or stays as it was.
+
+    Raises BadInput, naming the file, when it cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")                # keeps the suffix
     try:
         yield partial
         os.replace(partial, path)
-    except soundfile.LibsndfileError as problem:
-        raise BadInput(f"{path}: cannot be written ({str(problem).split(': ')[-1]})") from None
+    except (soundfile.LibsndfileError, OSError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem).split(": ")[-1]
+        raise BadInput(f"{path}: cannot be written ({reason}); it is as it was before") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -147,6 +176,32 @@ def write_audio(path, wav, rate):
         soundfile.write(partial, wav.clip(-1, 1), rate)
 
 
+@contextlib.contextmanager
+def audio_file(path, rate):
+    """A function that appends audio (samples,) float to a .wav or .flac, which is whole when this ends.
+
+    Memory stays flat. On Ctrl-C the file keeps what was appended, if anything was.
+    """
+    interrupt = None
+    with whole(path) as partial:
+        with soundfile.SoundFile(partial, "w", rate, 1) as file:
+            try:
+                yield lambda wav: file.write(wav.clip(-1, 1))
+            except KeyboardInterrupt as problem:
+                interrupt = problem
+            if interrupt and not file.tell():
+                raise interrupt
+    if interrupt:
+        print(f"interrupted: {path} has what was spoken until now")
+        raise interrupt
+
+
+def digest(path):
+    """What a file holds, as 16 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def save_torch(path, content):
     """torch.save to a file, whole or not at all."""
     buffer = io.BytesIO()                       # serialise first: a full disk then is a plain OSError
@@ -160,12 +215,19 @@ def save_torch(path, content):
 def load_torch(path, kind, hint):
     """torch.load of tensors and plain values only (no code can run) -> a dict whose "format" is kind.
 
-    Raises BadInput, with the hint at what is expected, for anything else.
+    Raises BadInput, with the hint at what is expected, for anything else; torch itself does not look at the
+    archive's checksums, so that a flipped bit would be another weight.
     """
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; expected {hint}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise BadInput(f"{path}: damaged, {damaged} fails its checksum; get or make the file again")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
     except Exception as problem:                                                  # torch raises many types
         refused = "weights_only" in str(problem).lower()                          # it holds a call
         reason = "holds more than tensors and values, refused" if refused else "truncated or not a checkpoint"
@@ -173,6 +235,25 @@ def load_torch(path, kind, hint):
     if not isinstance(content, dict) or content.get("format") != kind:
         raise BadInput(f"{path}: a file of another kind; expected {hint}")
     return content
+
+
+def fit_weights(net, weights, name):
+    """Load a state dict into a network. ValueError names the first tensor that is missing, extra, of another
+    shape or not finite.
+    """
+    if not isinstance(weights, dict):
+        raise ValueError(f"{name} is no dictionary of tensors")
+    own = net.state_dict()
+    for key in [*own, *(key for key in weights if key not in own)]:
+        if key not in own or not torch.is_tensor(weights.get(key)):
+            raise ValueError(f"{name}: tensor {key} is {'missing' if key in own else 'not known'}")
+        if weights[key].shape != own[key].shape:
+            raise ValueError(f"{name}: {key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}")
+        if not weights[key].is_floating_point() or not weights[key].isfinite().all():
+            raise ValueError(f"{name}: {key} has values that are not finite")
+    empty = any(value.is_meta for value in own.values())  # else an optimiser holds the tensors that are there
+    net.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
+    return net
 
 
 # ------------------------------------------------------------------------------------------- tables and logs

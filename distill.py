@@ -7,6 +7,8 @@ The method is dsflow_loss(). Everything else here feeds it: the teacher's trajec
 methods are files of their own that call main() with their losses: intmeanflow.py, baselines.py, yours. Clock
 and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a multiple of all n.
 """
+from common import BadInput, Parser, cli, count, digest, number, pick_device, synchronise
+
 import copy
 import itertools
 import math
@@ -17,14 +19,13 @@ from typing import Callable, NamedTuple
 import torch
 
 from checkpoint import load_checkpoint, load_teacher, save_checkpoint
-from common import BadInput, Parser, cli, count, number, pick_device, synchronise
 from data import batch_indices, collate
 from evaluate import distance, final_table
 from model import count_parameters, fold, pair, refit
 from prepare import prepare
 from sample import condition, cosine_grid, rollout
 from teacher import frame_mean, held_out, infill
-from train import (Run, adamw, add_flags, draw, ema_update, first_process_first, join, learning_rate,
+from train import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, join, learning_rate,
                    optimise,
                    parts, seed_update)
 
@@ -167,7 +168,9 @@ class Trajectories:
 
 def arguments(methods=METHODS, words=None):
     """Command-line flags with their reasons. methods: what --method offers; words: in place of the user's."""
-    p = Parser(__doc__ if methods is METHODS else "distill.py with other losses. See there.")
+    p = Parser(__doc__ if methods is METHODS else "distill.py with other losses. See there.",
+               idle=[("--token", "--no-tokens"), ("--token", "--init"),
+                     ("--overwrite", "--resume")])
     add, first = p.add_argument, next(iter(methods))
     add("--steps", type=count(), nargs="+", default=[1, 2, 4],
         help="network steps the student is made for (default 1 2 4)")
@@ -199,11 +202,11 @@ def arguments(methods=METHODS, words=None):
         raise BadInput(f"--steps {' '.join(map(str, flags.steps))}: expected different numbers, like 1 2 4, "
                        "whose least common multiple is at most 64")
     method = methods[flags.method]
-    for name in ("a", "t_mf", "weak_cfg"):
-        if getattr(flags, name) is not None and name not in method.options:
-            raise BadInput(f"--{name}: --method {flags.method} does not take it")
-    if method.time != "step" and not flags.tokens:
-        raise BadInput(f"--no-tokens: --method {flags.method} has none, its network is told {method.time!r}")
+    tokens = ("--token", "--no-tokens") if method.time != "step" else ()
+    options = {"--a": "a", "--t_mf": "t_mf", "--no-weak_cfg": "weak_cfg"}
+    for name in (*tokens, *(name for name, option in options.items() if option not in method.options)):
+        if name in p.given:
+            raise BadInput(f"{name}: --method {flags.method} does not take it")
     return flags
 
 
@@ -237,7 +240,8 @@ def build(flags, method, device):
     if init and (init.config.time != time or init.config.dim != b.model.config.dim):
         raise BadInput(f"--init {flags.init}: told {init.config.time!r}, of width {init.config.dim}; expected"
                        f" {time!r} and {b.model.config.dim}")
-    corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache))
+    corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache,
+                                                 flags.keep_outliers, flags.keep_unknown))
     teacher = b.model.requires_grad_(False)
     student, nets, optimiser = begin(flags, method, teacher, init)
     allowed = sorted(flags.steps) if method.time == "step" else []              # []: any grid, any step count
@@ -270,10 +274,11 @@ def main(methods=METHODS):
     method = methods[flags.method]
     join()
     device = pick_device(flags.device)
-    flags.out.mkdir(parents=True, exist_ok=True)
+    lock = claim(flags)                                                           # until this process ends
     teacher, student, nets, optimiser, corpus, bundle = build(flags, method, device)
     run = Run(flags, device, dict(net=student, ema=nets["ema"]), optimiser,
-              dict(vars(flags), dit=asdict(student.config)))
+              dict(vars(flags), dit=asdict(student.config), corpus=corpus.key, teacher=digest(flags.teacher),
+                   init=flags.init and digest(flags.init)))
     if run.speaks:
         fixed = held_out(corpus, flags.count, device)
         goal = rollout(teacher, fixed, cosine_grid(10), flags.cfg)[-1]        # teacher@10 from the same noise

@@ -15,6 +15,11 @@ from tqdm import tqdm
 from common import BadInput
 
 
+def first_line(problem):
+    """An exception's words, as far as a line goes."""
+    return (str(problem).splitlines() or [""])[0]
+
+
 def mean(values):
     """Mean of those among numbers that are finite, nan where none is."""
     values = [float(v) for v in values if math.isfinite(v)]
@@ -48,7 +53,7 @@ def load_asr(name, lang):
     except ImportError:
         reason = "needs packages: pip install faster-whisper whisper-normalizer"
     except Exception as problem:                # no internet, no such model: of many types
-        reason = f"cannot be had ({str(problem).splitlines()[0]:.99}); a CTranslate2 folder would do"
+        reason = f"cannot be had ({first_line(problem):.99}); a CTranslate2 folder would do"
     if name:
         raise BadInput(f"--asr {name}: {reason}")
     try:
@@ -122,7 +127,7 @@ def load_ears(asr, lang, names=tuple(EARS)):
             with contextlib.redirect_stdout(io.StringIO()):                       # some talk
                 ears[name] = load()
         except (ImportError, OSError, RuntimeError) as problem:
-            print(f"{measure} left out: pip install {packages} ({str(problem).splitlines()[0]:.99})")
+            print(f"{measure} left out: pip install {packages} ({first_line(problem):.99})")
     return ears
 
 

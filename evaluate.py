@@ -13,6 +13,9 @@ A measure whose package is missing is left out, and a line says so:
     pip install praat-parselmouth                       pitch and voice quality
 Writes table.md, table.csv (a row a system and seed), utterances.csv (for paired tests), page.html to listen.
 """
+from common import (BadInput, Parser, cli, count, markdown, number, pick_device, plot_mels, write_audio,
+                    write_csv, write_text)
+
 import html
 import math
 import re
@@ -26,8 +29,6 @@ from tqdm import tqdm
 
 import text as reader
 from checkpoint import load_checkpoint, load_teacher
-from common import (BadInput, Parser, cli, count, markdown, number, pick_device, plot_mels, write_audio,
-                    write_csv, write_text)
 from data import collate, load_audio, mel_spectrogram
 from ears import listen, load_ears, mean
 from model import count_parameters

@@ -9,6 +9,8 @@ rest of this file is how F5-TTS reads text, takes a prompt, and finds how long a
 Needs pip install safetensors for such files, and for Chinese pypinyin rjieba.
 Shapes: P frames of the prompt, T of prompt and text, L tokens, M mel bands.
 """
+from common import BadInput, Parser, cli, need
+
 import re
 from pathlib import Path
 
@@ -17,7 +19,6 @@ import numpy as np
 import torch
 
 from checkpoint import Bundle, save_checkpoint
-from common import BadInput, Parser, cli, need
 from data import MELS, load_audio, mel_spectrogram
 from model import DiT, DiTConfig, count_parameters
 

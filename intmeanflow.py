@@ -5,6 +5,8 @@
 
 Clock and shapes: see model.py.
 """
+from common import BadInput, Parser, cli, count, number, pick_device
+
 import sys
 
 import torch
@@ -12,7 +14,6 @@ import torch
 import distill
 import text as reader
 from checkpoint import load_checkpoint, load_teacher, save_checkpoint
-from common import BadInput, Parser, cli, count, number, pick_device
 from sample import GRIDS, check_steps, condition, cosine_grid, speak, uniform_grid
 from teacher import frame_mean
 

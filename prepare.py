@@ -1,19 +1,26 @@
-"""A folder of recordings and their texts -> a prepared corpus: found, turned to mels, aligned, cached.
+"""A folder of recordings and their texts -> a prepared corpus: checked, turned to mels, aligned, cached.
 
-    python prepare.py --data corpus              what is in there, what was skipped and why, a picture
+    python prepare.py --data corpus              what is in there, what is skipped and why, an alignment
     python prepare.py --download ljspeech        fetch and unpack a real corpus (24 h, one voice, 2.6 GB)
 
 A corpus becomes one memory-mapped array of mel frames plus, for every utterance, its symbols and how many
 frames each of them lasts. Mels stay on disk; memory holds an index, 480 to 610 bytes an utterance of about 50
-symbols. 50,000 utterances open in 2 seconds once cached. The aligner learns from 4,000 of them at most.
+symbols. The aligner learns from 4,000 utterances at most. What is in a folder is found by find.py.
 """
+from common import BadInput, Parser, cli, pyplot, whole
+
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tarfile
 import tempfile
+import time
+import unicodedata
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,138 +31,191 @@ from tqdm import tqdm
 
 import text as reader
 from align import align_corpus, cepstra
-from common import BadInput, Parser, cli, pyplot, whole
-from data import Corpus, MelSettings, load_audio, mel_spectrogram
+from data import Corpus, MelSettings, load_audio, log_mel, mel_spectrogram, speech_frames
+from find import counted, find_utterances
 
-# ---------------------------------------------------------------------------------------------------- find
+# ----------------------------------------------------------------------------------------------- plausibility
 
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
+PLAUSIBLE = 5, 30           # letters a second of speech, of which only 1 to 5 recordings are measured by
 
 
-def find_utterances(folder):
-    """Recordings and texts in a folder -> [(id, path, text, speaker)], [(what was skipped, why)].
+def letters(symbol):
+    """How many letters a symbol counts for: an ideograph or syllable sign lasts as long as three."""
+    return sum(3 if c >= "\u2e80" else 1 for c in symbol if c.isalnum() and unicodedata.category(c) != "Lm")
 
-    LJSpeech (metadata.csv with id|text|normalised text beside wavs/), also one such folder per speaker;
-    LibriTTS (speaker/chapter/*.normalized.txt beside the audio); any tree of audio with a .txt or .lab of the
-    same name.
+
+def speech_seconds(mel, settings):
+    """Normalised log mel (T, M) -> seconds of speech in it, without its pauses."""
+    log = log_mel(mel, settings).numpy()
+    power = (10 ** (2 * log) if settings.log == "log10" else np.exp(2 * log)).sum(1)               # (T,)
+    return speech_frames(power).sum() * settings.hop / settings.rate
+
+
+def outliers(counts, seconds):
+    """Letters and seconds of speech of every recording -> {number: why its text cannot be its own, or whole}.
+
+    The measure is letters a second against the corpus's median. Three letters are added, so that short texts
+    spread no more than long ones. The limits grow with the spread, but never so far that half a text, or a
+    recording cut to 60 %, is usual: 0.55 to 0.62 of the median at the low end, 1.4 to 1.65 at the high.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"--data {folder}: no such folder; give a folder of recordings, for example corpus")
-    found, skipped = [], []
-    tables = sorted(folder.glob("metadata.csv")) or sorted(folder.glob("*/metadata.csv"))
-    for table in tables:
-        rows, bad = read_metadata(table, speaker="" if table.parent == folder else table.parent.name)
-        found, skipped = found + rows, skipped + bad
-    if not tables:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO):
-            sides = [path.with_suffix(end) for end in (".normalized.txt", ".txt", ".lab")]
-            side = next((p for p in sides if p.is_file()), None)
-            name = str(path.relative_to(folder).with_suffix(""))
-            if side is None:
-                skipped.append((name, "no .normalized.txt, .txt or .lab beside it"))
-                continue
-            libritts = side.name.endswith(".normalized.txt")                      # speaker/chapter/file
-            home = path.parents[1] if libritts else path.parent
-            speaker = home.name if home.is_relative_to(folder) and home != folder else ""
-            text = side.read_text(encoding="utf-8-sig", errors="replace").strip()
-            found.append((name, path, text, speaker))
-    if not found:
-        reason = f" ({len(skipped)} skipped, the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
-        raise BadInput(f"--data {folder}: no usable recordings{reason}; expected metadata.csv (id|text) and "
-                       f"wavs/, or audio files, each with a .txt of the same name")
-    return found, skipped
+    counts, seconds = np.array(counts), np.maximum(seconds, 0.01)
+    pace = np.log((counts + 3) / seconds)
+    low, high = np.log(PLAUSIBLE)
+    if len(pace) > 5:
+        middle = np.median(pace)
+        spread = 1.4826 * np.median(np.abs(pace - middle))
+        low = max(low, middle - np.clip(4.2 * spread, 0.48, 0.6))
+        high = min(high, middle + np.clip(3.3 * spread, 0.34, 0.5))
+    usual = f"usual here are {np.exp(low):.0f} to {np.exp(high):.0f} a second"
+    return {i: f"text and sound do not fit ({counts[i]} letters in {seconds[i]:.1f} s of speech; {usual})"
+            for i in np.flatnonzero((counts == 0) | (pace < low) | (pace > high)).tolist()}
 
 
-def read_metadata(table, speaker):
-    """One LJSpeech table -> rows as find_utterances gives them, and what was skipped. BOM, CRLF are fine."""
-    rows, skipped, seen = [], [], set()
-    files = {p.stem: p for p in sorted((table.parent / "wavs").glob("*")) if p.suffix.lower() in AUDIO}
-    lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    for line_number, line in enumerate(lines, 1):
-        columns = [c.strip() for c in line.split("|")]
-        name = columns[0] if len(columns) in (2, 3) else f"{table.name} line {line_number}"
-        if not line.strip():
-            continue
-        if len(columns) not in (2, 3):
-            skipped.append((name, f"{len(columns)} columns, expected id|text or id|text|normalised text"))
-        elif name in seen:
-            skipped.append((name, "duplicate id"))
-        elif name not in files:
-            skipped.append((name, f"no audio {table.parent / 'wavs' / name}.*"))
-        else:
-            seen.add(name)
-            rows.append((name, files[name], columns[-1] or columns[1], speaker))
-    return rows, skipped
+# ---------------------------------------------------------------------------------------------------- prepare
+
+MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
+CACHE_VERSION = 7           # count it up when this, find.py, data.py or align.py changes what an entry holds
 
 
-# --------------------------------------------------------------------------------------------------- prepare
-
-CACHE_VERSION = 6         # count it up when anything here, in data.py or align.py changes what an entry holds
-
-
-def prepare(folder, settings=MelSettings(), lang="letters", vocab=None, cache="cache"):
+def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,
+            keep_unknown=False):
     """Corpus folder -> Corpus, computed once and cached under cache/NAME-KEY.
 
-    lang, vocab: how a checkpoint reads text and its symbols (None: those of the corpus). KEY is a hash of the
-    settings, those two and every recording's name, text, speaker, size and time, so that any change makes a
-    new entry. The entry is built in a temporary folder and renamed into place: two processes that start at
-    once both succeed, and a killed one leaves nothing that looks complete.
+    lang, vocab: how a checkpoint reads text and its symbols (None: those of the corpus). keep_outliers: also
+    recordings whose text does not fit; keep_unknown: also where vocab damages over 1 % of the texts. KEY is a
+    hash of the settings, those four and every recording's name, text, speaker, size and time, so that any
+    change makes a new entry. The entry is built in a temporary folder and renamed into place: two processes
+    that start at once both succeed. What a killed one leaves, or an entry that was damaged, is made anew.
     """
     found, skipped = find_utterances(folder)
     stamp = [(n, str(p), t, who, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, who in found]
-    key = json.dumps([asdict(settings), lang, vocab, stamp, skipped, CACHE_VERSION]).encode()
-    target = Path(cache) / f"{Path(folder).resolve().name}-{hashlib.sha256(key).hexdigest()[:16]}"
-    if not (target / "index.json").is_file():
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+    key = json.dumps([asdict(settings), lang, vocab, stamp, skipped, keep_outliers, keep_unknown,
+                      CACHE_VERSION])
+    target = Path(cache) / f"{Path(folder).resolve().name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    remove_leftovers(cache)
+    corpus = open_entry(target)
+    if corpus is None:
+        partial = Path(tempfile.mkdtemp(prefix=f"partial-{socket.gethostname()}-{os.getpid()}-", dir=cache))
         try:
-            build(found, skipped, settings, lang, vocab, partial, folder)
+            build(found, list(skipped), settings, lang, vocab, partial, folder, keep_outliers, keep_unknown)
+            if target.exists() and open_entry(target) is None:
+                os.rename(target, partial / "damaged")
             os.rename(partial, target)
+            shutil.rmtree(target / "damaged", ignore_errors=True)
         except OSError as problem:
             if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # lost the race: the other's is as good
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Corpus(target)
+        corpus = Corpus(target)
+    return corpus
 
 
-def build(found, skipped, settings, lang, vocab, out, folder):
+def open_entry(target):
+    """A cache entry -> Corpus, None where there is none, or it is not what build() wrote."""
+    try:
+        corpus = Corpus(target)
+        size = int(corpus.frames.sum()) * corpus.settings.n_mels * 2
+        whole_entry = corpus.key == entry_key(target) and (target / "mel.f16").stat().st_size == size
+        return corpus if whole_entry else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):                # damage
+        return None
+
+
+def entry_key(folder):
+    """The hash of a cache entry, of what it holds and not of where: its index has that of its mels."""
+    parts = [(folder / name).read_bytes() for name in ("index.json", "arrays.npz")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def remove_leftovers(cache):
+    """Remove what killed preparations left: of processes of this machine that are gone, or a week old."""
+    for path in Path(cache).glob("partial-*"):
+        try:
+            _, *host, pid, _ = path.name.split("-")
+            if time.time() - path.stat().st_mtime < 7 * 86400:
+                if "-".join(host) != socket.gethostname() or os.name == "nt":
+                    continue
+                os.kill(int(pid), 0)                                              # raises where there is none
+                continue
+        except (ProcessLookupError, ValueError):
+            pass
+        except OSError:                                         # another user's, or just removed
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def refuse_unknown(found, coded, keep_unknown, folder):
+    """Say what of the texts no symbol stands for, by language or a checkpoint's vocabulary, and how many
+    texts lose letters. BadInput where those are over 1 %, unless keep_unknown.
+    """
+    lacking = set().union(*(dropped for _, dropped in coded))
+    damaged = [row[0] for row, (_, dropped) in zip(found, coded) if any(map(letters, dropped))]
+    if lacking:
+        first = f", the first: {damaged[0]}" if damaged else ""
+        told = (f"cannot be spoken: {' '.join(sorted(lacking))}: {len(damaged)} of {len(found)} texts lose "
+                f"letters{first}")
+        if len(damaged) > 0.01 * len(found) and not keep_unknown:
+            raise BadInput(f"--data {folder}: {told}; is --lang right? --keep_unknown drops them")
+        print(told)
+
+
+def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, keep_unknown):
     """Mels of all usable recordings into out/mel.f16, then alignment, then the index; adds to skipped."""
-    vocab = vocab or "".join(sorted({symbol for _, _, words, _ in found for symbol in reader.symbols(words,
-                                                                                                     lang)}))
-    rows, ids, frames, unknown = [], [], [], set()
+    vocab = vocab or sorted({symbol for _, _, words, _ in found for symbol in reader.symbols(words, lang)[0]})
+    coded = [reader.encode(words, vocab, lang) for _, _, words, _ in found]
+    refuse_unknown(found, coded, keep_unknown, folder)
+    rows, ids, frames, counts, seconds = [], [], [], [], []
+    size = np.array([letters(symbol) for symbol in vocab])
     with open(out / "mel.f16", "wb") as file:
-        for name, path, words, speaker in tqdm(found, desc="mel", leave=False, disable=None):
+        for row, (i, _) in zip(tqdm(found, desc="mel", leave=False, disable=None), coded):
+            name, path, words, speaker = row
             try:
                 mel = mel_spectrogram(load_audio(path, settings, longest=MAX_SECONDS), settings)   # (T, M)
             except BadInput as problem:
-                skipped.append((name, str(problem)))
+                skipped.append((name, str(problem).removeprefix(f"{path}: ")))
                 continue
-            i, dropped = reader.encode(words, vocab, lang)
-            unknown |= dropped
             if len(i) <= 2 or len(i) > len(mel):
-                skipped.append((name, f"{len(mel)} frames of audio cannot hold its {len(i)} symbols"
+                skipped.append((name, f"too short for its text ({len(mel)} frames of audio, {len(i)} symbols)"
                                 if len(i) > 2 else "no text"))
             else:
                 file.write(mel.numpy().astype(np.float16).tobytes())
-                rows.append((name, speaker, words if lang == "f5" else reader.normalise(words)))
+                rows.append((name, speaker, words))
                 ids.append(i)
                 frames.append(len(mel))
-    if unknown:
-        print(f"symbols that the vocabulary lacks: {' '.join(sorted(unknown))}")
-    if not rows:
-        raise BadInput(f"--data {folder}: none of its {len(found)} recordings can be used, for example "
-                       f"{skipped[0][0]}: {skipped[0][1]}")
+                seconds.append(speech_seconds(mel, settings))
+                spoken = letters(re.sub(r"\[.*?\]|<.*?>|\{.*?\}|\*.*?\*", "", words))     # [noise] is no word
+                counts.append(int(size[i.numpy() - 1].sum()) * (spoken > 0))
+    odd = {} if keep_outliers or not rows else outliers(counts, seconds)
+    skipped += [(rows[i][0], reason) for i, reason in odd.items()]
+    if len(odd) == len(rows):
+        advice = "; --keep_outliers takes those" if odd else ""
+        raise BadInput(f"--data {folder}: none of its {len(found)} recordings can be used: "
+                       f"{counted(skipped)}; for example {skipped[-1][0]}: {skipped[-1][1]}{advice}")
+    keep_rows(out / "mel.f16", frames, odd, settings.n_mels)
+    rows, ids, frames = ([x for i, x in enumerate(of) if i not in odd] for of in (rows, ids, frames))
     durations, gauss = durations_of(out / "mel.f16", frames, ids, settings, lang, len(vocab))
     np.savez(out / "arrays.npz", frames=np.array(frames), counts=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).short().numpy(), durations=torch.cat(durations).short().numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
     names, speakers, texts = (list(column) for column in zip(*rows))
-    (out / "index.json").write_text(json.dumps(dict(mel=asdict(settings), vocab=vocab, skipped=skipped,
-                                                    names=names,
-                                                    speakers=speakers, texts=texts)), encoding="utf-8")
+    with open(out / "mel.f16", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    index = dict(mel=asdict(settings), vocab=vocab, skipped=skipped, names=names, speakers=speakers,
+                 texts=texts, sha256=digest)
+    (out / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (out / "key").write_text(entry_key(out))
+
+
+def keep_rows(path, frames, odd, n_mels):
+    """Leave the mels of utterances `odd` out of a file of them, which has frames[i] each."""
+    if odd:
+        everything, end = np.memmap(path, np.float16, "r").reshape(-1, n_mels), np.cumsum(frames)
+        with open(path.with_suffix(".kept"), "wb") as file:
+            for i in (i for i in range(len(frames)) if i not in odd):
+                file.write(everything[end[i] - frames[i]:end[i]].tobytes())
+        os.replace(path.with_suffix(".kept"), path)
 
 
 def durations_of(path, frames, ids, settings, lang, vocab_size):
@@ -174,7 +234,7 @@ def durations_of(path, frames, ids, settings, lang, vocab_size):
     return align_corpus(features, frames, ids, vocab_size)
 
 
-# --------------------------------------------------------------------------------------------------- command
+# ---------------------------------------------------------------------------------------------------- command
 
 # address, SHA-256, folder inside
 DOWNLOADS = {"ljspeech": ("https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2",
@@ -211,16 +271,18 @@ def plot_alignment(corpus, i, path):
 def main():
     p = Parser(__doc__)
     add = p.add_argument
-    add("--data", default="corpus", help="folder of recordings: LJSpeech or LibriTTS layout, or audio + .txt")
+    add("--data", default="corpus", help="folder of recordings with tables or texts")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
     add("--out", type=Path, default=Path("out/prepare"),
         help="where the alignment picture goes (default %(default)s)")
+    add("--lang", default="en-us", help="how its texts are read, see text.py (default %(default)s)")
+    add("--keep_outliers", action="store_true", help="take recordings whose text and sound do not fit")
     add("--download", choices=sorted(DOWNLOADS), help="fetch this corpus first, into --data (default data)")
     flags = p.parse_args()
     if flags.download:
         url, sha256, inner = DOWNLOADS[flags.download]
         flags.data = download(url, sha256, "data" if flags.data == "corpus" else flags.data) / inner
-    corpus = prepare(flags.data, cache=flags.cache)
+    corpus = prepare(flags.data, lang=flags.lang, cache=flags.cache, keep_outliers=flags.keep_outliers)
     print(f"{flags.data}: {len(corpus.names)} recordings, {corpus.hours():.2f} h, "
           f"{len(corpus.train)} to train on, {len(corpus.held)} held out")
     for speaker in sorted(set(corpus.speakers)):
@@ -229,6 +291,8 @@ def main():
         print(f"  speaker {speaker or 'not known'}: {len(mine)} recordings, {minutes:.1f} min")
     print(f"  symbols ({len(corpus.vocab)}): {' '.join(corpus.vocab)}")
     print(f"  skipped: {len(corpus.skipped)}")
+    for line in counted(corpus.skipped).split(", ") if corpus.skipped else ():
+        print(f"    {line}")
     for name, reason in corpus.skipped[:20]:
         print(f"    {name}: {reason}")
     flags.out.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,12 @@
 
     python sample.py --text "The old clock in the hall struck seven, and nobody moved."
     python sample.py --ckpt checkpoints/teacher.pt --steps 10 --text "..." --prompt me.wav --prompt_text "..."
+    python sample.py --text_file book.txt --out book.flac
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
+from common import BadInput, Parser, audio_file, cli, number, pick_device, plot_mels, synchronise
+
 import math
 import sys
 import time as clock
@@ -12,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import f5
 import text as reader
 from align import align, cepstra
 from checkpoint import load_checkpoint
-from common import BadInput, Parser, cli, number, pick_device, plot_mels, synchronise, write_audio
 from data import frame_to_symbol, load_audio, mel_spectrogram
 from vocoder import load_vocoder
 
@@ -91,6 +94,7 @@ def rollout(model, batch, grid, w):
 # ----------------------------------------------------------------------------------------------------- speech
 
 FADE = 0.0                      # seconds in which chunks cross over; ours begin and end in silence
+BATCH = 8                       # sentences at a time
 
 
 def front_end(b):
@@ -114,17 +118,22 @@ def encode_checked(words, b, flag):
     """encode() for a user's text: names the symbols it drops, and refuses a text with nothing to say."""
     ids, dropped = reader.encode(words, b.vocab, b.lang)
     if dropped:
-        print(f"{flag}: not known to the checkpoint, dropped: {' '.join(sorted(dropped))}")
-    if not any(b.vocab[i - 1].isalnum() for i in ids.tolist()):
-        raise BadInput(f"{flag} {words[:30]!r}: nothing to say; this checkpoint knows {str(b.vocab)[:99]}")
+        print(f"{flag}: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+    if not any(b.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist()):
+        raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
     return ids
 
 
 def chunks(b, words, voice, speed):
     """--text -> its sentences as speak() takes them, (L,) ids each; without those with nothing to say."""
-    encode_checked(words, b, "--text")                                            # names what is dropped
-    return [reader.encode(chunk, b.vocab, b.lang)[0] for chunk in reader.sentences(reader.normalise(words))
-            if any(map(str.isalpha, set(chunk) & set(b.vocab)))]
+    found, unread = reader.chunks(words, b.lang)
+    ids, unknown = zip(*(reader.to_ids(symbols, b.vocab) for _, symbols in found)) if found else ([], [])
+    dropped = set(unread).union(*unknown)
+    if dropped:
+        print(f"--text: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+    if not found:
+        raise BadInput(f"--text {words[:30]!r}: nothing to say; expected words of language {b.lang}")
+    return list(ids)
 
 
 def plan(b, texts, voice, speed):
@@ -143,12 +152,12 @@ def plan(b, texts, voice, speed):
             for ids, d in zip(texts, predict(texts, speed))]
 
 
-def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=8):
+def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=BATCH, start=0):
     """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
 
     texts: what its front end's chunks() gives. voice: a prompt (make_voice) that gives voice and speaking
-    rate, None for whatever the noise suggests. steps: network steps N; w: guidance; item i's noise comes from
-    (seed, i). grid: (N + 1,), None: b's own.
+    rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,), None: b's
+    own. Item i's noise comes from (seed, start + i).
     """
     device, M = b.model.proj_out.weight.device, b.settings.n_mels
     grid = own_grid(b, steps) if grid is None else grid
@@ -163,7 +172,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
         ref = torch.zeros(len(ids), frames.shape[1], M)
         ref[:, :P] = prompt
         made = dict(text=pad(ids, batch_first=True), align=pad(aligns, batch_first=True), ref=ref,
-                    x0=noise(seed, lengths, M, first),
+                    x0=noise(seed, lengths, M, start + first),
                     mask=frames < lengths[:, None] if len(ids) > 1 else None,     # (B, T)
                     known=None if drift else (frames < P).expand(len(ids), -1))
         made = {name: v if v is None else v.to(device) for name, v in made.items()}
@@ -174,14 +183,15 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
 
 
 def crossfade(wavs, fade):
-    """Audio of the chunks, one after the other, crossing over linearly in `fade` samples."""
-    audio = wavs[0]
-    for wav in wavs[1:]:
-        n = min(fade, len(audio), len(wav))
-        ramp = np.linspace(0, 1, n, dtype=np.float32)
-        both = audio[len(audio) - n:] * (1 - ramp) + wav[:n] * ramp
-        audio = np.concatenate([audio[:len(audio) - n], both, wav[n:]])
-    return audio
+    """Audio of the chunks -> the same in pieces to write, crossing over linearly in `fade` samples."""
+    tail = np.zeros(0, np.float32)
+    for wav in wavs:
+        n = min(fade, len(tail), len(wav))
+        ramp, start = np.linspace(0, 1, n, dtype=np.float32), len(tail) - n
+        audio = np.concatenate([tail[:start], tail[start:] * (1 - ramp) + wav[:n] * ramp, wav[n:]])
+        yield audio[:max(0, len(audio) - fade)]
+        tail = audio[max(0, len(audio) - fade):]
+    yield tail
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -232,11 +242,21 @@ def pick_grid(b, steps, words, asked=None):
     return len(grid) - 1, grid
 
 
+def read_file(path):
+    """--text_file FILE, or - for standard input -> its text."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadInput(f"--text_file {path}: {problem}; expected a text file in UTF-8, or -") from None
+
+
 def arguments():
     """Command-line flags with their reasons."""
-    p = Parser(__doc__)
+    p = Parser(__doc__, idle=[("--voice", "--prompt"), ("--text", "--text_file")])
     add = p.add_argument
-    add("--text", required=True, help="what to say; long text is spoken in sentence chunks")
+    add("--text", help="what to say; long text is spoken in sentence chunks")
+    add("--text_file", metavar="FILE", help="a file that holds the text; - is standard input")
     add("--ckpt", default="checkpoints/student.pt", help="teacher or student (default %(default)s)")
     add("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
     add("--cfg", type=number(0, 20),
@@ -258,44 +278,64 @@ def arguments():
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     add("--out", type=Path, default=Path("out/sample.wav"),
         help="where the audio goes, .wav or .flac; a .png of the mel goes beside it")
-    return p.parse_args()
+    flags = p.parse_args()
+    out = flags.out
+    if flags.text is None and flags.text_file is None:
+        raise BadInput("--text or --text_file is missing: give the words to say")
+    if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
+        raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
+    if flags.prompt and out.resolve() == Path(flags.prompt).resolve():
+        raise BadInput(f"--out {out}: is the recording of --prompt; choose another name")
+    return flags
+
+
+PICTURE = 60                    # seconds of mel in the picture, at most
 
 
 def main():
     flags = arguments()
-    out = flags.out
-    if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
-        raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
-    device = pick_device(flags.device)
+    out, device = flags.out, pick_device(flags.device)
     b = load_checkpoint(flags.ckpt, device)
     steps, w = check_steps(b, flags.steps, flags.cfg)
     steps, grid = pick_grid(b, steps, flags.grid, flags.steps)
+    words = read_file(flags.text_file) if flags.text is None else flags.text
     voice = pick_voice(b, flags)
-    texts = front_end(b).chunks(b, flags.text, voice, flags.speed)
+    texts = front_end(b).chunks(b, words, voice, flags.speed)
     vocoder = load_vocoder(flags.vocoder, b.settings, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:
         b.model.compile(dynamic=True)           # one program for every length
-    calls = []                                  # count what really happens, not what should
+    calls, spent, shown = [], [0.0, 0.0], []    # calls: count what really happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
+    rate, hop, gain = b.settings.rate, b.settings.hop, (voice or {}).get("gain", 1.0)
 
-    start = clock.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
-        mels = speak(b, texts, voice, steps, w, flags.seed, flags.speed, grid)    # [(T, M)]
-    synchronise(device)
-    middle = clock.perf_counter()
-    rate = b.settings.rate
-    audio = crossfade([vocoder(mel, b.settings) for mel in mels], int(front_end(b).FADE * rate))
-    end, seconds = clock.perf_counter(), len(audio) / rate
-    write_audio(out, audio * (voice or {}).get("gain", 1.0), rate)
-    title = flags.text[:100].encode(errors="replace").decode()                    # a terminal's broken bytes
+    def sounds():                               # audio of the chunks, BATCH at a time: memory stays flat
+        for first in tqdm(range(0, len(texts), BATCH), "speak", disable=None if len(texts) > BATCH else True):
+            start = clock.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
+                mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
+                             start=first)
+            synchronise(device)
+            spent[0] += clock.perf_counter() - start
+            for mel in mels:
+                start = clock.perf_counter()
+                wav = vocoder(mel, b.settings) * gain
+                spent[1] += clock.perf_counter() - start
+                shown.extend([mel] if sum(map(len, shown)) < PICTURE * rate / hop else [])
+                yield wav
+    length = 0
+    with audio_file(out, rate) as append:
+        for piece in crossfade(sounds(), int(front_end(b).FADE * rate)):
+            append(piece)
+            length += len(piece) / rate
+    title = words[:100].encode(errors="replace").decode()                         # a terminal's broken bytes
     taken = f"{b.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}"
-    plot_mels([(f"{title}   ({taken})", torch.cat(mels))], out.with_suffix(".png"))
-    batches = math.ceil(len(texts) / 8)
+    plot_mels([(f"{title}   ({taken})", torch.cat(shown)[:PICTURE * rate // hop])], out.with_suffix(".png"))
+    batches = math.ceil(len(texts) / BATCH)
     print(f"{taken}: {len(calls)} network call{'s' * (len(calls) > 1)}"
-          f"{f' ({batches} batches of sentences)' * (batches > 1)}, {seconds:.2f} s of speech")
-    print(f"seconds: text to mel {middle - start:.3f}, mel to sound {end - middle:.3f} (first calls included)"
-          f"; real-time factor of both {(end - start) / seconds:.4f}")
+          f"{f' ({batches} batches of sentences)' * (batches > 1)}, {length:.2f} s of speech")
+    print(f"seconds: text to mel {spent[0]:.3f}, mel to sound {spent[1]:.3f} (first calls included); real-"
+          f"time factor of both {sum(spent) / length:.4f}")
     print(f"wrote {out} and {out.with_suffix('.png')}")
 
 

@@ -6,6 +6,8 @@
 Random weights in the shapes of SIZES: time does not depend on their values. Teacher: 10 steps with guidance,
 20 network calls; student: 1 step, 1 call, without. The way on to sound, of real checkpoints: evaluate.py.
 """
+from common import Parser, cli, count, in_turn, markdown, number, pick_device
+
 import platform
 import statistics
 import sys
@@ -14,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from common import Parser, cli, count, in_turn, markdown, number, pick_device
 from data import MelSettings
 from model import SIZES, DiT, DiTConfig, count_parameters, fold
 from sample import cosine_grid, rollout

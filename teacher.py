@@ -5,6 +5,8 @@
 
 Clock and shapes: see model.py.
 """
+from common import BadInput, Parser, cli, count, digest, number, pick_device, plot_mels, write_audio
+
 import copy
 import itertools
 import math
@@ -13,13 +15,13 @@ from dataclasses import asdict
 import torch
 
 from checkpoint import Bundle, load_teacher, save_checkpoint
-from common import BadInput, Parser, cli, count, number, pick_device, plot_mels, write_audio
 from data import MelSettings, batch_indices, collate
 from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
+from find import counted
 from prepare import prepare
 from sample import cosine_grid, noise, rollout
-from train import (Run, adamw, add_flags, ema_update, first_process_first, join, learning_rate, optimise,
-                   parts,
+from train import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
+                   optimise, parts,
                    seed_update)
 from vocoder import griffin_lim
 
@@ -125,12 +127,14 @@ def pick_voices(corpus, seconds=3.0, most=16):
 
 def arguments():
     """Command-line flags with their reasons."""
-    p = Parser(__doc__)
+    p = Parser(__doc__, idle=[("--size", "--init"), ("--lang", "--init"), ("--overwrite", "--resume")])
     add = p.add_argument
     add_flags(add, "out/teacher", max_iters=6500, batch_frames=2000, lr=1.5e-3, warmup=200, ema=0.999,
               p_noref=0.3, eval_every=1000, save_every=500, cfg=1.5,
               cfg_help="guidance of the samples, sample.py's default for this teacher (default %(default)s)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
+    add("--lang", default="en-us", help="how texts are read: a language of gruut's (phonemes), letters (of "
+        "English words) or none (characters as they are) (default %(default)s)")
     add("--init", help="start from this teacher and keep its size and symbols: fine-tuning")
     add("--duration_iters", type=count(0), default=1500,
         help="updates of the duration predictor, which overfits soon after (default %(default)s)")
@@ -144,9 +148,10 @@ def build(flags, device):
     init = load_teacher(flags.init, "--init") if flags.init else None
     if init and not init.duration:
         raise BadInput(f"--init {flags.init}: F5-TTS has no duration predictor; only distill.py takes it")
-    settings, lang = (init.settings, init.lang) if init else (MelSettings(), "letters")
+    settings, lang = (init.settings, init.lang) if init else (MelSettings(), flags.lang)
     vocab = init.vocab if init else None
-    corpus = first_process_first(lambda: prepare(flags.data, settings, lang, vocab, flags.cache))
+    corpus = first_process_first(lambda: prepare(flags.data, settings, lang, vocab, flags.cache,
+                                                 flags.keep_outliers, flags.keep_unknown))
     V = len(corpus.vocab)
     torch.manual_seed(flags.seed)
     dit = init.model if init else DiT(DiTConfig(vocab=V, mels=settings.n_mels, **SIZES[flags.size]))
@@ -157,7 +162,8 @@ def build(flags, device):
                     pick_voices(corpus), contract, vars(flags) | dict(out=str(flags.out)))
     total, conditioning = count_parameters(dit)
     print(f"{flags.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held "
-          f"out, {len(corpus.skipped)} skipped; {total:,} parameters ({conditioning:,} for time)")
+          f"out, skipped: {counted(corpus.skipped) or 'nothing'}")
+    print(f"{total:,} parameters, {conditioning:,} of them for time")
     return corpus, net, ema, bundle
 
 
@@ -165,11 +171,12 @@ def main():
     flags = arguments()
     join()
     device = pick_device(flags.device)
-    flags.out.mkdir(parents=True, exist_ok=True)
+    lock = claim(flags)                                                           # until this process ends
     corpus, net, ema, bundle = build(flags, device)
     optimiser = adamw([dict(params=net[name].parameters()) for name in ("dit", "duration")], flags.lr, 0.01)
     run = Run(flags, device, dict(net=net, ema=ema), optimiser,
-              dict(vars(flags), dit=asdict(net["dit"].config), vocab=corpus.vocab))
+              dict(vars(flags), dit=asdict(net["dit"].config), corpus=corpus.key,
+                   init=flags.init and digest(flags.init)))
     fixed = held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed),
                              run.first, None)

@@ -19,11 +19,12 @@ import time as clock
 from datetime import timedelta
 from pathlib import Path
 
+import filelock
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import BadInput, Log, count, load_torch, number, save_torch
+from common import BadInput, Log, count, fit_weights, load_torch, number, save_torch
 
 # ------------------------------------------------------------------------------------------------ the command
 
@@ -34,6 +35,8 @@ def add_flags(add, out, **default):
     add("--out", type=Path, default=Path(out),
         help="checkpoints, log, tables, pictures and audio go here (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
+    add("--keep_outliers", action="store_true", help="take recordings whose text and sound do not fit")
+    add("--keep_unknown", action="store_true", help="drop symbols that the checkpoint lacks, however many")
     add("--max_iters", type=count(), default=default["max_iters"], help="updates (default %(default)s)")
     add("--batch_frames", type=count(), default=default["batch_frames"],
         help="mel frames per update, padding included (default %(default)s)")
@@ -54,6 +57,7 @@ def add_flags(add, out, **default):
         help="updates between checkpoints (default %(default)s)")
     add("--resume", action="store_true",
         help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
+    add("--overwrite", action="store_true", help="replace the run that is in --out")
     add("--seed", type=count(0), default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
 
@@ -96,7 +100,8 @@ def optimise(net, optimiser, rates, step, most=1.0):
     for group, rate in zip(optimiser.param_groups, rates):
         group["lr"] = rate
     sum_gradients(net)
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), most)
+    norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in optimiser.param_groups]
+    norm = torch.stack(norms).square().sum().sqrt()      # clipped apart: the predictor's dropout is its own
     if not torch.isfinite(norm):
         raise BadInput(f"gradient norm {norm.item():g} at update {step}: run again with a lower --lr (now "
                        f"{rates[0]:.1e}); the last checkpoint is intact")
@@ -126,8 +131,31 @@ class Interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-FREE = {"out", "cache", "device", "resume", "eval_every", "save_every", "max_iters", "count",
-        "recompute", "accumulate"}              # may differ on --resume
+FREE = {"data", "out", "cache", "device", "resume", "overwrite", "eval_every", "save_every", "max_iters",
+        "count", "recompute", "accumulate"}     # may differ on --resume; what --data holds may not
+
+
+def claim(flags):
+    """Take --out for this run -> a lock, which ends with the process. BadInput where another run is at work,
+    or one would be destroyed.
+    """
+    flags.out.mkdir(parents=True, exist_ok=True)
+    if world()[0]:
+        return None
+    lock, state = filelock.FileLock(flags.out / ".lock"), flags.out / "last.pt"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise BadInput(f"--out {flags.out}: another run is writing there; choose another --out") from None
+    if state.is_file() and not (flags.resume or flags.overwrite):
+        raise BadInput(f"--out {flags.out}: holds a run; continue it by --resume, replace it by --overwrite, "
+                       "or choose another --out")
+    if flags.resume and not state.is_file():
+        print(f"--resume: nothing is saved in {flags.out} yet, starting from the beginning")
+    if not flags.resume or not state.is_file():         # nothing of an older run may pass for this one's
+        for name in ("last.pt", "log.csv", "log.png"):
+            (flags.out / name).unlink(missing_ok=True)
+    return lock
 
 
 class Run:
@@ -140,7 +168,7 @@ class Run:
     def __init__(self, flags, device, nets, optimiser, recipe):
         self.flags, self.device, self.nets, self.optimiser = flags, device, nets, optimiser
         self.recipe = {k: str(v) if isinstance(v, Path) else v for k, v in recipe.items()}
-        self.first = self.load() if flags.resume else 0
+        self.first = self.load() if flags.resume and (flags.out / "last.pt").is_file() else 0
         self.speaks = world()[0] == 0           # the first process alone measures, prints and writes
         self.log, self.interrupt = Log(flags.out / "log.csv", self.first), Interrupt()
         self.begin()
@@ -199,14 +227,17 @@ class Run:
         """Restore save()'s file -> updates done."""
         path = self.flags.out / "last.pt"
         state = load_torch(path, "dsflow-state-1", "the last.pt of a training run")
-        for name in sorted(self.recipe.keys() - FREE):
-            old, new = state["settings"].get(name), self.recipe[name]
-            if old != new:
-                raise BadInput(f"--resume: {path} was made with another {name}: {old}, now {new}")
-        for name, net in self.nets.items():
-            net.load_state_dict(state[name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        return state["step"]
+        try:
+            for name in sorted(self.recipe.keys() - FREE):
+                old, new = state["settings"].get(name), self.recipe[name]
+                if old != new:
+                    raise BadInput(f"--resume: {path} was made with another {name}: {old}, now {new}")
+            for name, net in self.nets.items():
+                fit_weights(net, state[name], name)
+            self.optimiser.load_state_dict(state["optimiser"])
+            return int(state["step"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            raise BadInput(f"--resume: {path} does not fit this run ({problem}); --overwrite it") from None
 
 
 # ---------------------------------------------------------------------------------------- processes and parts

@@ -1,0 +1,349 @@
+"""What real texts, runs and files do to the program, kind by kind: python -m pytest -q test_faults.py"""
+import io
+import signal
+import sys
+import time as clock
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import ablation
+import baselines
+import checkpoint
+import common
+import distill
+import intmeanflow
+import sample
+import teacher
+import text
+import train
+from common import BadInput
+from conftest import make_corpus, run, start, tiny_bundle, without_ears, write_wav
+
+LETTERS = " !',.;?abcdefghijklmnopqrstuvwxyz"
+
+
+def said(capsys, words):
+    """The one line of an error, which has to hold these words."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in "".join(lines), lines
+    for word in [words] if isinstance(words, str) else words:
+        assert word in errors[0], errors[0]
+
+
+# ------------------------------------------------------------------------------------------------ text to speak
+
+
+@pytest.mark.parametrize("lang", ["letters", "en-us", "none"])
+@pytest.mark.parametrize("written", ["no mark at all", "in brackets (like this)", 'she said "stop"', "a list:",
+                                     "cut here,", "a dash -", "one; two;", "(whole)", "trailing\n", "two\nlines"])
+def test_every_text_ends_with_a_final_mark(lang, written):
+    for _, symbols in text.chunks(written, lang)[0]:
+        assert [s for s in symbols if s != " "][-1] in text.FINAL
+    long = "and then we walked on through the long grass " * 40                   # cut into chunks
+    found = text.chunks(long, lang)[0]
+    assert len(found) > 3 and all([s for s in c if s != " "][-1] in text.FINAL for _, c in found)
+
+
+@pytest.mark.parametrize("written, spoken", [
+    ("-5 degrees", "minus five degrees"), ("−12°C", "minus twelve degrees Celsius"), ("and/or", "and or"),
+    ("€50", "fifty euros"), ("£1", "one pound"), ("naïve façade", "naive facade"), ("Zoë's café", "Zoe's cafe"),
+    ("A&B", "A and B"), ("50%", "fifty percent"), ("2+2=4", "two plus two equals four")])
+def test_a_sign_is_spoken_and_nothing_in_a_word_is_deleted(written, spoken):
+    assert text.spoken(written).lower() == spoken.lower()
+    ids, unknown = text.encode(written, LETTERS, "letters")
+    assert not unknown and "".join(LETTERS[i - 1] for i in ids).strip(" .") == spoken.lower()
+
+
+def test_what_cannot_be_read_is_named(tmp_path, capsys, monkeypatch):
+    b = tiny_bundle()
+    b.vocab = list(" .?abdegh")
+    assert sample.chunks(b, "a bad egg \u2603 hidden", None, 1.0)
+    heard = capsys.readouterr().out
+    assert "\u2603" in heard and "left out" in heard
+    for silent in ("...", "", "\n\n", "\u2603", "(-)"):
+        with pytest.raises(BadInput, match="nothing to say"):
+            sample.chunks(b, silent, None, 1.0)
+
+
+# --------------------------------------------------------------------------------------------------- long text
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A vocoder that costs nothing: silence of the right length."""
+    monkeypatch.setattr(sample, "load_vocoder", lambda *_: lambda mel, s: np.full(len(mel) * s.hop, 0.1, np.float32))
+
+
+def test_text_files_and_standard_input(trained, tmp_path, quick, capsys, monkeypatch):
+    book, out = tmp_path / "book.txt", tmp_path / "b.flac"
+    book.write_bytes("\ufeffhello there you. good morning to you.\r\n\r\nand the last one".encode())
+    assert run(sample, "--ckpt", trained.student, "--text_file", book, "--out", out) == 0
+    whole = soundfile.info(out).frames
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(book.read_bytes())))
+    assert run(sample, "--ckpt", trained.student, "--text_file", "-", "--out", out) == 0
+    assert soundfile.info(out).frames == whole > 0
+    capsys.readouterr()
+    book.write_bytes("caf\xe9".encode("cp1252"))
+    for path, words in ((book, "UTF-8"), (tmp_path / "none.txt", "none.txt")):
+        assert run(sample, "--ckpt", trained.student, "--text_file", path, "--out", out) == 2
+        said(capsys, words)
+    assert soundfile.info(out).frames == whole                                    # untouched
+    assert run(sample, "--ckpt", trained.student, "--text", "-Hello", "--out", out) == 2
+    said(capsys, '--text="-')
+    assert run(sample, "--ckpt", trained.student, "--text=-Hello", "--out", out) == 0
+
+
+def test_an_hour_of_speech_has_flat_memory_and_a_picture(trained, tmp_path, quick):
+    sentence, out = "good morning to you and one more line. ", tmp_path / "hour.wav"
+    (tmp_path / "book.txt").write_text(sentence * 250)
+    pieces = []
+    keep = sample.crossfade
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "crossfade", lambda wavs, fade: (pieces.append(len(p)) or p for p in keep(wavs, fade)))
+        assert run(sample, "--ckpt", trained.student, "--text_file", tmp_path / "book.txt", "--out", out) == 0
+    assert len(pieces) > 20 and max(pieces) < 16000 * 30                          # written as it is made
+    assert soundfile.info(out).frames == sum(pieces) and out.with_suffix(".png").is_file()
+    common.plot_mels([("an hour", torch.randn(62 * 3600, 80))], tmp_path / "long.png")   # a quantile of millions
+
+
+def test_an_interruption_leaves_what_was_spoken(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with common.audio_file(tmp_path / "a.wav", 16000) as append:
+            append(np.full(8000, 0.1))
+            raise KeyboardInterrupt
+    assert soundfile.info(tmp_path / "a.wav").frames == 8000
+    with pytest.raises(KeyboardInterrupt):
+        with common.audio_file(tmp_path / "a.wav", 16000):                        # nothing yet: the old one stays
+            raise KeyboardInterrupt
+    assert soundfile.info(tmp_path / "a.wav").frames == 8000 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_crossfade_in_pieces_is_the_crossfade_of_the_whole():
+    wavs = [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate((900, 50, 700, 3))]
+    for fade in (0, 100, 2000):
+        whole = wavs[0]
+        for wav in wavs[1:]:
+            n = min(fade, len(whole), len(wav))
+            ramp = np.linspace(0, 1, n, dtype=np.float32)
+            both = whole[len(whole) - n:] * (1 - ramp) + wav[:n] * ramp
+            whole = np.concatenate([whole[:len(whole) - n], both, wav[n:]])
+        assert np.allclose(np.concatenate(list(sample.crossfade(wavs, fade))), whole)
+
+
+# -------------------------------------------------------------------------------------------------------- runs
+
+
+def test_a_second_run_does_not_destroy_the_first(trained, tmp_path, capsys, bare):
+    words = [*trained.flags, "--out", tmp_path / "a", "--max_iters", 1]
+    assert run(teacher, *words) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    assert run(teacher, *words) == 2
+    said(capsys, ["--out", "--resume", "--overwrite"])
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
+    assert run(teacher, *words, "--overwrite", "--resume") == 2
+    assert run(teacher, *words, "--overwrite", "--seed", 1) == 0
+    assert (tmp_path / "a" / "teacher.pt").read_bytes() != before["teacher.pt"]
+
+
+def test_two_runs_in_one_folder(trained, tmp_path, capsys, bare):
+    flags = types.SimpleNamespace(out=tmp_path / "a", resume=False, overwrite=False)
+    lock = train.claim(flags)
+    assert run(teacher, *trained.flags, "--out", tmp_path / "a", "--max_iters", 1) == 2
+    said(capsys, "another run")
+    lock.release()                              # as a killed process does
+    assert run(teacher, *trained.flags, "--out", tmp_path / "a", "--max_iters", 1) == 0
+
+
+def test_resume_from_nothing_starts_and_says_so(trained, tmp_path, capsys, bare):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "log.csv").write_text("step,loss\n1,99\n")                  # of a run that left no state
+    assert run(teacher, *trained.flags, "--out", tmp_path / "a", "--max_iters", 2, "--resume", "--eval_every", 2) == 0
+    assert "nothing is saved" in capsys.readouterr().out
+    assert [row["step"] for row in common.read_csv(tmp_path / "a" / "log.csv")] == ["2"]
+
+
+def test_resume_knows_another_corpus_and_another_teacher(trained, tmp_path, capsys, bare):
+    corpus = make_corpus(tmp_path / "c")
+    flags = ["--data", corpus, "--cache", tmp_path / "cache", *trained.flags[4:], "--pool", 1, "--count", 1]
+    own = tmp_path / "teacher.pt"
+    own.write_bytes(trained.teacher.read_bytes())
+    words = [*flags, "--teacher", own, "--out", tmp_path / "s", "--steps", 1]
+    assert run(distill, *words, "--max_iters", 1) == 0
+    (corpus.rename(tmp_path / "moved"))                                           # the same recordings elsewhere
+    moved = [tmp_path / "moved" if word == corpus else word for word in words]
+    assert run(distill, *moved, "--max_iters", 2, "--resume") == 0
+    capsys.readouterr()
+    b = checkpoint.load_checkpoint(own)
+    b.contract["cfg"] = 1.25
+    checkpoint.save_checkpoint(own, b)
+    assert run(distill, *moved, "--max_iters", 3, "--resume") == 2
+    said(capsys, "another teacher")
+    own.write_bytes(trained.teacher.read_bytes())
+    write_wav(tmp_path / "moved" / "wavs" / "u9.wav", seed=9)
+    with open(tmp_path / "moved" / "metadata.csv", "a") as table:
+        table.write("u9|a new line here|a new line here\n")
+    assert run(distill, *moved, "--max_iters", 3, "--resume") == 2
+    said(capsys, "another corpus")
+
+
+@pytest.mark.parametrize("command, words, named", [
+    (teacher, ["--init", "x.pt", "--size", "tiny"], "--size"), (teacher, ["--resume", "--overwrite"], "--overwrite"),
+    (distill, ["--no-tokens", "--token", "add"], "--token"), (distill, ["--method", "endpoint", "--a", 0.7], "--a"),
+    (distill, ["--method", "endpoint", "--t_mf", "mid"], "--t_mf"), (distill, ["--init", "x", "--token", "add"], "--token"),
+    (intmeanflow, ["--no-tokens"], "--no-tokens"), (intmeanflow, ["--token", "prepend"], "--token"),
+    (baselines, ["--method", "consistency", "--no-weak_cfg"], "weak_cfg"),
+    (sample, ["--text", "a", "--text_file", "b"], "--text"), (sample, ["--text", "a", "--voice", "b", "--prompt", "c"],
+                                                                "--voice")])
+def test_a_flag_that_does_nothing_is_refused(tmp_path, capsys, command, words, named):
+    out = [] if command is sample else ["--out", tmp_path / "o"]
+    assert run(command, *words, *out) == 2
+    said(capsys, [named])
+    assert not (tmp_path / "o").exists()
+
+
+def test_gradients_of_both_networks_are_clipped_apart():
+    def after(scale):
+        a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        for p in [*a.parameters(), *b.parameters()]:
+            torch.nn.init.ones_(p)
+        optimiser = torch.optim.SGD([dict(params=a.parameters()), dict(params=b.parameters())], 0.1)
+        for p, grad in [*((p, 3.0) for p in a.parameters()), *((p, scale) for p in b.parameters())]:
+            p.grad = torch.full_like(p, grad)
+        train.optimise(torch.nn.ModuleList([a, b]), optimiser, [0.1, 0.1], 0)
+        return a.weight.detach().clone()
+    assert torch.equal(after(1.0), after(1000.0))
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle())
+    whole, changed = (tmp_path / "a.pt").read_bytes(), tiny_bundle().model.state_dict()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole), size=120):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "a.pt").write_bytes(damaged)
+        try:                                    # the archive has bytes that mean nothing
+            read = checkpoint.load_checkpoint(tmp_path / "a.pt").model.state_dict()
+            assert all(torch.equal(read[k], v.half().float()) for k, v in changed.items())
+        except BadInput as problem:
+            assert "a.pt" in str(problem) and "\n" not in str(problem)
+
+
+def branches(tree, path=()):
+    """Every (path, value) in nested dictionaries."""
+    for key, value in tree.items():
+        yield (*path, key), value
+        if isinstance(value, dict):
+            yield from branches(value, (*path, key))
+
+
+def changed(tree, path, value):
+    """Nested dictionaries with another value at a path."""
+    return dict(tree, **{path[0]: changed(tree[path[0]], path[1:], value) if path[1:] else value})
+
+
+def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path):
+    """Each entry in turn is left out, or holds what it should not: refused in one line, or spoken as before."""
+    checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle("step"))
+    whole = torch.load(tmp_path / "a.pt", weights_only=True)
+    refused = 0
+    for number, (path, value) in enumerate(branches(whole)):
+        wrong = [None, "x", -3, [1, 2], 10 ** 9, float("nan")]
+        if torch.is_tensor(value):
+            wrong = [[None, value.flatten()[1:], value.float() * torch.nan][number % 3]]
+        for change in wrong * (path[0] not in ("format", "config")):
+            common.save_torch(tmp_path / "b.pt", changed(whole, path, change))
+            try:
+                read = checkpoint.load_checkpoint(tmp_path / "b.pt")
+                sample.speak(read, [torch.tensor([1, 2])], read.voices.get("a"), 1)
+            except BadInput as problem:
+                refused += 1
+                assert "b.pt" in str(problem) and "\n" not in str(problem), problem
+    assert refused > 150
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--teacher", "--init"])
+def test_weights_that_are_not_finite_are_refused_by_name(trained, tmp_path, capsys, flag, bare):
+    content = torch.load(trained.student if flag == "--ckpt" else trained.teacher, weights_only=True)
+    content["model"]["proj_out.bias"][3] = torch.nan
+    common.save_torch(tmp_path / "nan.pt", content)
+    command = {"--ckpt": sample, "--teacher": distill, "--init": teacher}[flag]
+    words = ["--text", "a"] if command is sample else [*trained.flags, "--max_iters", 1, "--out", tmp_path / "o"]
+    assert run(command, flag, tmp_path / "nan.pt", *words) == 2
+    said(capsys, ["nan.pt", "proj_out.bias", "not finite"])
+
+
+def test_a_state_that_does_not_fit_is_one_line(trained, tmp_path, capsys, bare):
+    words = [*trained.flags, "--out", tmp_path / "a", "--max_iters"]
+    assert run(teacher, *words, 1) == 0
+    path = tmp_path / "a" / "last.pt"
+    whole = torch.load(path, weights_only=True)
+    for change in (lambda c: c.pop("net"), lambda c: c["net"].popitem(), lambda c: c.update(step="x"),
+                   lambda c: c["ema"].update({"dit.proj_out.bias": torch.zeros(3)}), lambda c: c.pop("optimiser")):
+        torch.save(whole, path)
+        content = torch.load(path, weights_only=True)
+        change(content)
+        common.save_torch(path, content)
+        assert run(teacher, *words, 2, "--resume") == 2
+        said(capsys, "last.pt")
+
+
+@pytest.mark.parametrize("write", [
+    lambda p: common.write_audio(p, np.zeros(100), 16000), lambda p: common.write_text(p, "new"),
+    lambda p: common.write_csv(p, [dict(a=1)]), lambda p: common.plot_mels([("a", torch.randn(5, 8))], p)])
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, write):
+    path = tmp_path / "old.wav"
+    if "plot" in write.__code__.co_names[1]:
+        path = tmp_path / "old.png"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(common.os, "replace", full)
+    with pytest.raises(BadInput, match=f"{path.name}: cannot be written .No space left"):
+        write(path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_prompt_is_never_overwritten(trained, tmp_path, capsys):
+    write_wav(tmp_path / "me.wav")
+    before = (tmp_path / "me.wav").read_bytes()
+    for out in (tmp_path / "me.wav", tmp_path / "x" / ".." / "me.wav"):
+        assert run(sample, "--ckpt", trained.teacher, "--text", "a", "--prompt", tmp_path / "me.wav", "--prompt_text",
+                   "hello there", "--out", out) == 2
+        said(capsys, "--prompt")
+    assert (tmp_path / "me.wav").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_ctrl_c_while_it_loads_leaves_no_traceback(tmp_path):
+    for wait in (0.15, 0.6, 1.2):
+        process = start(tmp_path, common.__file__.replace("common.py", "sample.py"), "--text", "a", "--ckpt", "none.pt")
+        clock.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        heard = process.communicate(timeout=60)[0]
+        assert "Traceback" not in heard, heard
+
+
+# ---------------------------------------------------------------------------------------------------- ablation
+
+
+def test_ablation_takes_any_steps_and_refuses_what_mislabels(trained, tmp_path, capsys):
+    words = ["--data", trained.flags[1], "--cache", trained.flags[3], *trained.of, "--device", "cpu", "--seeds", 0,
+             "--max_iters", 1, "--pool", 2, "--count", 1, "--budgets", "updates"]
+    assert run(ablation, *words, "--out", tmp_path / "a", "--only", "endpoint, tokens, weak", "--steps", 2) == 0
+    row, = common.read_csv(tmp_path / "a" / "ablation.csv")
+    assert float(row["mse@2 to teacher@10"]) > 0 and float(row["variance@2"]) > 0
+    assert run(ablation, *words, "--out", tmp_path / "n", "--noise", "--flags", "--accumulate 2") == 0
+    capsys.readouterr()
+    for flags in ("--seed 5", "--method endpoint"):
+        assert run(ablation, *words, "--out", tmp_path / "b", "--flags", flags) == 2
+        said(capsys, "--flags")
