@@ -23,7 +23,7 @@ from sample import cosine_grid, noise, rollout
 from train import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
                    optimise, parts,
                    seed_update)
-from vocoder import griffin_lim
+from vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------- the objective
 
@@ -98,12 +98,12 @@ def report_held_out(bundle, batch, w, out, name):
     flow, _ = cfm_loss(bundle.model, batch, t)
     duration = bundle.duration.loss(batch["text"], batch["durations"])
     few, rows = {k: v[:2] for k, v in batch.items()}, []
+    vocoder = load_vocoder(None, bundle.settings, batch["mel"].device)
     x1 = rollout(bundle.model, few, cosine_grid(10), w)[-1]
     for i, T in enumerate(few["mask"].sum(1).tolist()):
         rows += [(f"recording {i}", few["mel"][i, :T]),
                  (f"teacher, 10 steps, w = {w}: the first quarter is given", x1[i, :T])]
-        write_audio(out / f"{name}_{i}.wav", griffin_lim(x1[i, :T], bundle.settings, 32),
-                    bundle.settings.rate)
+        write_audio(out / f"{name}_{i}.wav", vocoder(x1[i, :T], bundle.settings), bundle.settings.rate)
     plot_mels(rows, out / f"{name}.png")
     return dict(held_loss=float(flow), held_duration_loss=float(duration))
 

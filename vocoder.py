@@ -1,35 +1,86 @@
-"""Mel -> audio: Griffin-Lim, which needs no weights, or a public vocoder by its hub name or folder."""
+"""Mel -> audio: a small network finds the magnitudes, phases.py the phases.
+
+    python vocoder.py --data corpus                                      train the network
+    python vocoder.py --data corpus DIR --init checkpoints/vocoder.pt    further, on your own recordings too
+
+Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network.
+"""
+from common import (BadInput, Parser, cli, count, fit_weights, load_torch, need, number, pick_device,
+                    save_torch)
+
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
+from torch import nn
 
-from common import BadInput, need
-from data import MELS, filterbank, log_mel
+from data import MELS, MelSettings, load_audio, log_mel, mel_spectrogram
+from phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
+from find import find_utterances
+from train import Run, adamw, claim, learning_rate, optimise, seed_update
+
+WEIGHTS, FORMAT = Path(__file__).parent / "checkpoints" / "vocoder.pt", "dsflow-vocoder-1"
 
 
-def griffin_lim(mel, settings, n_iter=60):
-    """Normalised log mel (T, M) -> audio (samples,) float32: pseudo-inverse, then Griffin-Lim."""
-    log = log_mel(mel.float().cpu(), settings).clamp(max=3.0)                     # never an overflow
-    magnitude = 10 ** log if settings.log == "log10" else log.exp()
-    magnitude = magnitude * (magnitude > 2 * settings.floor)                      # the floor is silence
-    spec = (torch.linalg.pinv(filterbank(settings)) @ magnitude.T).clamp(min=0)   # (n_fft / 2 + 1, T)
-    wav = librosa.griffinlim(spec.numpy(), n_iter=n_iter, hop_length=settings.hop, n_fft=settings.n_fft,
-                             center=settings.center, random_state=0)
-    edge = 0 if settings.center else (settings.n_fft - settings.hop) // 2
-    return wav[edge:len(wav) - edge].astype(np.float32)
+class Block(nn.Module):
+    """ConvNeXt block over frames (Liu et al. 2022; in a vocoder: Siuzdak 2024), (B, T, W) -> the same."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.near, self.norm = nn.Conv1d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(self.norm(self.near(x.mT).mT))))
+
+
+class Vocoder(nn.Module):
+    """Log of the pseudo-inverse plus a correction from frames around; 1.9M parameters. Centred mels only."""
+
+    def __init__(self, settings, width=256, blocks=6):
+        super().__init__()
+        self.settings, self.read = settings, nn.Conv1d(settings.n_mels, width, 7, padding=3)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
+        self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, settings.n_fft // 2 + 1))
+
+    def forward(self, mel):
+        """Normalised log mel (B, T, M) -> natural log magnitudes (B, T, F)."""
+        correction = self.write(self.blocks(self.read(mel.mT).mT))
+        return blurred(mel, self.settings).clamp(min=FLOOR).log() + correction
+
+    @torch.no_grad()
+    def speak(self, mel, settings=None, n_iter=2):
+        """Normalised log mel (T, M) -> audio ((T - 1) * hop,) float32."""
+        log = self(mel[None].to(self.read.weight))[0].clamp(-9.0, 6.0)
+        return fast_griffin_lim(log.exp(), self.settings, n_iter).cpu().numpy()
+
+
+def load_net(path, device="cpu"):
+    """A vocoder.pt -> Vocoder, float32."""
+    content = load_torch(path, FORMAT, "a vocoder.pt of vocoder.py")
+    try:
+        net = fit_weights(Vocoder(MelSettings(**content["mel"])), content["net"], "net")
+    except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+        raise BadInput(f"{path}: does not fit vocoder.py ({str(problem)[:120]}); train it anew") from None
+    return net.to(device).eval()
 
 
 def load_vocoder(name, settings, device="cpu"):
-    """--vocoder: a hub name or local folder -> a function (mel (T, M), settings) -> audio (samples,).
+    """--vocoder: a .pt, hub name or folder -> a function (mel (T, M), settings) -> audio (samples,).
 
-    None: griffin_lim. SpeechT5's HiFi-GAN (package transformers) for our mels, Vocos (package vocos) for
-    those of F5-TTS. It runs on device; BadInput when it does not fit or its package is missing.
+    None: checkpoints/vocoder.pt if it is there and for these mels, else griffin_lim. SpeechT5's HiFi-GAN
+    (package transformers) for our mels, Vocos (package vocos) for those of F5-TTS. It runs on device;
+    BadInput when it does not fit or its package is missing.
     """
+    ours = str(name).endswith(".pt") or name is None and WEIGHTS.is_file()
+    net = load_net(name or WEIGHTS, device) if ours else None
+    if net and net.settings == settings:
+        return net.speak
     if name in (None, "griffin_lim"):
         return griffin_lim
-    if settings not in (MELS["speecht5"], MELS["vocos"]):
+    if net or settings not in (MELS["speecht5"], MELS["vocos"]):
         raise BadInput(f"--vocoder {name}: none is known for these mels, {settings}; leave it out")
     try:
         if settings == MELS["vocos"]:
@@ -40,10 +91,92 @@ def load_vocoder(name, settings, device="cpu"):
             else:
                 net = Vocos.from_pretrained(name)
             net = net.to(device).eval()
-            return lambda mel, settings: net.decode(log_mel(mel.to(device).float(),
-                                                            settings).T[None])[0].cpu().numpy()
+            return lambda mel, s: net.decode(log_mel(mel.to(device).float(), s).T[None])[0].cpu().numpy()
         net = need("transformers", "--vocoder").SpeechT5HifiGan.from_pretrained(name).to(device).eval()
         net.requires_grad_(False)
-        return lambda mel, settings: net(log_mel(mel.to(device).float(), settings)).cpu().numpy()
+        return lambda mel, s: net(log_mel(mel.to(device).float(), s)).cpu().numpy()
     except (OSError, ValueError, RuntimeError) as problem:
         raise BadInput(f"--vocoder {name}: {str(problem).splitlines()[0]}") from None
+
+
+def read_sound(folders, settings, length):
+    """All recordings, one after the other -> samples to train on, held-out samples, each (samples,) int16.
+
+    The text decides what is held out, 4 in 100, as in data.Corpus. Less than `length` samples is BadInput.
+    """
+    parts = [], []
+    for _, path, text, _ in [row for folder in folders for row in find_utterances(folder)[0]]:
+        try:
+            wav = (load_audio(path, settings) * 32767).astype(np.int16)
+            parts[zlib.crc32(text.encode()) % 100 < 4].append(wav)
+        except BadInput as problem:
+            print(f"skipped: {problem}")
+    train, held = (torch.from_numpy(np.concatenate([*part, np.zeros(0, np.int16)])) for part in parts)
+    if len(train) <= length:
+        raise BadInput(f"--data {' '.join(folders)}: needs a second of recordings or more")
+    return train, held if len(held) > length else train
+
+
+def excerpts(sound, starts, length, settings):
+    """Excerpts of so many samples from `starts` on -> normalised log mels (B, T, M), magnitudes (B, T, F)."""
+    wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767
+    spec = torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
+                      pad_mode="reflect", return_complex=True).abs().mT
+    return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), spec
+
+
+def losses(log, magnitude):
+    """Log magnitudes, true magnitudes (B, T, F) -> L1 of the log, and L1 of magnitudes over their mean."""
+    return ((log - magnitude.clamp(min=FLOOR).log()).abs().mean(),
+            (log.exp() - magnitude).abs().mean() / magnitude.mean())
+
+
+def main(frames=49, batch=16):
+    p = Parser(__doc__, idle=[("--overwrite", "--resume")])
+    add = p.add_argument
+    add("--data", nargs="+", default=["corpus"], help="folders of recordings, see prepare.py (corpus)")
+    add("--out", type=Path, default=Path("out/vocoder"), help="for vocoder.pt and log (default %(default)s)")
+    add("--init", help="a vocoder.pt to start from")
+    add("--max_iters", type=count(), default=4000, help="updates (default %(default)s)")
+    add("--eval_every", type=count(), default=500, help="updates between reports (default %(default)s)")
+    add("--save_every", type=count(), default=500, help="updates between checkpoints (default %(default)s)")
+    add("--lr", type=number(1e-9, 1), default=2e-3, help="peak learning rate of AdamW (default %(default)s)")
+    add("--resume", action="store_true", help="continue the run in --out; --max_iters may change")
+    add("--overwrite", action="store_true", help="replace the run that is in --out")
+    add("--seed", type=count(0), default=0, help="everything random follows from it (default 0)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
+    flags = p.parse_args()
+    device = pick_device(flags.device)
+    lock = claim(flags)                                                           # until this process ends
+    torch.manual_seed(flags.seed)
+    net = load_net(flags.init) if flags.init else Vocoder(MelSettings())
+    settings, length = net.settings, (frames - 1) * net.settings.hop
+    sound, held = read_sound(flags.data, settings, length)
+    seconds, kept = (len(x) / settings.rate for x in (sound, held))
+    print(f"{seconds / 60:.1f} min to train on, {kept:.0f} s held out")
+    optimiser = adamw(net.to(device).train().parameters(), flags.lr, 0.01)
+    run = Run(flags, device, dict(net=net), optimiser, vars(flags))
+    starts = range(0, len(held) - length, len(held) // 64)
+    fixed = [x.to(device) for x in excerpts(held, starts, length, settings)]
+    for step in run.steps("vocoder"):
+        starts = torch.randint(len(sound) - length, (batch,), generator=seed_update(flags.seed, step))
+        mel, magnitude = (x.to(device) for x in excerpts(sound, starts.tolist(), length, settings))
+        log_loss, loss = losses(net(mel), magnitude)
+        (log_loss + loss).backward()
+        rate = learning_rate(step, flags.lr, 100, flags.max_iters)
+        run.record(log_loss=log_loss, loss=loss, grad_norm=optimise(net, optimiser, [rate], step))
+        run.count_update(step)
+        if run.report_due:
+            with torch.no_grad():
+                log_loss, loss = map(float, losses(net(fixed[0]), fixed[1]))
+            run.report(held_log_loss=log_loss, held_loss=loss)
+        if run.save_due:
+            half = {name: weight.half() for name, weight in net.state_dict().items()}
+            save_torch(flags.out / "vocoder.pt", dict(format=FORMAT, mel=asdict(settings), net=half))
+            run.save()
+        run.end_update()
+    print(f"wrote {flags.out / 'vocoder.pt'}; hear it: sample.py --vocoder {flags.out / 'vocoder.pt'}")
+
+
+if __name__ == "__main__":
+    cli(main)
