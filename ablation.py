@@ -213,7 +213,7 @@ def table(rows, steps):
 
 def arguments():
     """Command-line flags with their reasons."""
-    p = Parser(__doc__)
+    p = Parser(__doc__, idle=[(flag, "--noise") for flag in ("--only", "--also", "--budgets")])
     add = p.add_argument
     add("--data", default="corpus", help="folder of recordings (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")

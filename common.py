@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time as clock
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -317,11 +318,18 @@ class Log:
 # --------------------------------------------------------------------------------------------------- pictures
 
 
+FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+         "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "SimHei", "Malgun Gothic", "Noto Sans Devanagari"]
+
+
 def pyplot():
-    """matplotlib's pyplot, drawing to files."""
+    """matplotlib's pyplot, drawing to files; titles in any script for which the machine has a font."""
     import matplotlib
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import font_manager, pyplot as plt
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    plt.rcParams["font.family"] = [name for name in FONTS if name in known]
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)      # a box says it as well
     return plt
 
 

@@ -28,6 +28,9 @@ import model
 import teacher
 
 ROOT = Path(__file__).resolve().parent
+if "PYTEST_XDIST_WORKER" in os.environ:         # two workers on two cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, head_dim=16, text_dim=16, text_blocks=2)
 STEP = replace(SMALL, time="step", steps=(1, 2, 4))
 

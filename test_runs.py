@@ -736,7 +736,7 @@ def test_requirements_are_the_imports():
     imported = set().union(*map(imports, TREES.values())) - set(TREES) - set(sys.stdlib_module_names) - optional
     required = {re.split(r"[=<>~ ]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()
                 if line.strip() and not line.startswith("#")}
-    assert imported == required
+    assert imported == required - {"pytest-xdist"} and "-n 2" in (ROOT / "pytest.ini").read_text()
 
 
 def test_imports_run_one_way():
