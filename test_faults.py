@@ -338,8 +338,9 @@ def test_ctrl_c_while_it_loads_leaves_no_traceback(tmp_path):
 
 def test_ablation_takes_any_steps_and_refuses_what_mislabels(trained, tmp_path, capsys):
     words = ["--data", trained.flags[1], "--cache", trained.flags[3], *trained.of, "--device", "cpu", "--seeds", 0,
-             "--max_iters", 1, "--pool", 2, "--count", 1, "--budgets", "updates"]
-    assert run(ablation, *words, "--out", tmp_path / "a", "--only", "endpoint, tokens, weak", "--steps", 2) == 0
+             "--max_iters", 1, "--pool", 2, "--count", 1]
+    assert run(ablation, *words, "--out", tmp_path / "a", "--only", "endpoint, tokens, weak", "--steps", 2,
+               "--budgets", "updates") == 0
     row, = common.read_csv(tmp_path / "a" / "ablation.csv")
     assert float(row["mse@2 to teacher@10"]) > 0 and float(row["variance@2"]) > 0
     assert run(ablation, *words, "--out", tmp_path / "n", "--noise", "--flags", "--accumulate 2") == 0

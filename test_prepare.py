@@ -20,7 +20,6 @@ from data import MelSettings
 from find import find_utterances
 
 CASES = Path(__file__).resolve().parent.parent / "shared" / "cases"
-CASES = CASES if CASES.is_dir() else Path("/work/shared/cases")
 LINES = ("The kettle boiled before the rain began.", "We carried four chairs into the garden.",
          "Nobody answered the door this morning.", "Please leave the green parcel on the step.",
          "She reads the paper after lunch.", "Turn left at the bakery and keep walking.",

@@ -1,40 +1,31 @@
-"""Make the recordings again: sentences.txt of this folder and of ../eval, spoken by flite (Debian package flite).
+"""Make the recordings of this folder and of ../eval again, by flite (Debian package flite).
 
     python corpus/make.py
 
-corpus: the voices take turns line by line, and every third line is spoken by both. eval: both speak every line.
-What flite reads is data.normalise()'s spelled-out text, so that sound and characters agree. Writes
-SPEAKER/wavs/*.opus and SPEAKER/metadata.csv beside each sentences.txt.
+What flite reads is the third column of each SPEAKER/metadata.csv, the sentence as spoken, so that sound and
+characters agree. The voices take turns over sentences.txt, and every third line is spoken by both; in eval/
+both speak every line. Writes SPEAKER/wavs/*.opus.
 """
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from data import normalise  # noqa: E402
-
-VOICES = ("slt", "rms")     # a woman and a man, both US English
 
 
 def main():
-    for folder in (ROOT / "corpus", ROOT / "eval"):
-        lines = (folder / "sentences.txt").read_text().splitlines()
-        for turn, voice in enumerate(VOICES):
-            wavs, rows = folder / voice / "wavs", []
-            wavs.mkdir(parents=True, exist_ok=True)
-            for number, line in enumerate(lines):
-                if folder.name == "eval" or number % 2 == turn or number % 3 == 0:
-                    speak(voice, normalise(line), wavs / f"{voice}_{number:04d}.opus")
-                    rows.append(f"{voice}_{number:04d}|{line}|{normalise(line)}\n")
-            (folder / voice / "metadata.csv").write_text("".join(rows))
+    """Speak every row of every table."""
+    for table in sorted(ROOT.glob("corpus/*/metadata.csv")) + sorted(ROOT.glob("eval/*/metadata.csv")):
+        (table.parent / "wavs").mkdir(exist_ok=True)
+        for line in table.read_text(encoding="utf-8").splitlines():
+            name, _, spoken = line.split("|")
+            speak(table.parent.name, spoken, table.parent / "wavs" / f"{name}.opus")
 
 
 def speak(voice, text, path):
-    """flite's wave as Ogg Opus at about 18 kbit/s, 16 kHz mono."""
+    """flite's wave as Ogg Opus at about 18 kbit/s, 16 kHz mono. voice: slt (a woman) or rms (a man)."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as spoken:
         subprocess.run(["flite", "-voice", voice, "-t", text, "-o", spoken.name], check=True)
         wav, rate = soundfile.read(spoken.name, dtype="float32")
