@@ -271,7 +271,7 @@ def arguments():
     add("--seed", type=number(0, 10**9, int), default=0,
         help="noise of item i is drawn from (seed, i) (default 0)")
     add("--vocoder", help="griffin_lim, a .pt of vocoder.py, or a folder or hub name of SpeechT5's "
-        "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits the mels, else griffin_lim)")
+        "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits, else griffin_lim)")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on most machines")
     add("--compile", action="store_true",
         help="torch.compile the network: half a minute, for long text on CUDA")
