@@ -3,9 +3,16 @@ logs, tables and pictures. Imports nothing local.
 
 Commands import this file first: from then on Ctrl-C ends them without a traceback, also while torch loads.
 """
-import signal
+import sys
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until cli() takes over
+
+def without_interrupts(kind, problem, trace, show=sys.excepthook):
+    """An excepthook that shows no traceback of Ctrl-C; who imports this file still gets KeyboardInterrupt."""
+    if not issubclass(kind, KeyboardInterrupt):
+        show(kind, problem, trace)
+
+
+sys.excepthook = without_interrupts
 
 import argparse
 import contextlib
@@ -15,7 +22,6 @@ import io
 import math
 import os
 import statistics
-import sys
 import time as clock
 import warnings
 import zipfile
@@ -34,7 +40,6 @@ class BadInput(Exception):
 
 def cli(main):
     """Run a command's main(): bad input becomes one line on stderr and exit status 2."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, "reconfigure"):      # a terminal that lacks a character shows its code
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

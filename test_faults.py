@@ -333,6 +333,13 @@ def test_ctrl_c_while_it_loads_leaves_no_traceback(tmp_path):
         assert "Traceback" not in heard, heard
 
 
+def test_importing_leaves_ctrl_c_to_the_caller(tmp_path):
+    code = ("import signal, sys; before = signal.getsignal(signal.SIGINT); import sample; "
+            "assert signal.getsignal(signal.SIGINT) is before; 1 / 0")
+    heard = start(tmp_path, "-c", code).communicate(timeout=60)[0]
+    assert "ZeroDivisionError" in heard and "AssertionError" not in heard         # other tracebacks stay
+
+
 # ---------------------------------------------------------------------------------------------------- ablation
 
 
