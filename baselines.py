@@ -86,7 +86,7 @@ METHODS = {
     # a reflow loss on teacher pairs; t_mf from (0, 1): at 1/2 it never comes near X_s, where sampling asks
     "velocity": Method(dsflow_loss, ("weak_cfg",), dict(a=0.0, t_mf="uniform")),
     "progressive": Method(progressive_loss),
-    "consistency": Method(consistency_loss, time="adaln", dense=True),
+    "consistency": Method(consistency_loss, time="t", dense=True),
     "meanflow": Method(meanflow_loss, time="pair", dense=True),
 }
 

@@ -3,17 +3,23 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 
+import unet
 from common import BadInput, fit_weights, load_torch, save_torch
 from data import MelSettings
-from model import DiT, DiTConfig, DurationPredictor
+from model import SIZES, DiT, DiTConfig, DurationPredictor
 
 EXPECTED = "a checkpoint written by teacher.py, distill.py or f5.py"
+# teacher.py --backbone NAME -> network, its config, sizes, and what else is set in the config
+BACKBONES = {"dit": (DiT, DiTConfig, SIZES, {}),
+             "e2": (DiT, DiTConfig, SIZES, dict(enters="prepend")),         # E2-TTS: time is a frame
+             "f5": (DiT, DiTConfig, SIZES, dict(aligned=False)),            # F5-TTS: text without durations
+             "unet": (unet.UNet, unet.UNetConfig, unet.SIZES, {})}                # CosyVoice2, Matcha-TTS
 
 
 @dataclass
 class Bundle:
     """Enough to speak, to distil and to be checked, with nothing assumed elsewhere."""
-    model: DiT
+    model: torch.nn.Module          # one of BACKBONES
     duration: DurationPredictor     # None for F5-TTS, which has a rule instead
     settings: MelSettings
     vocab: str                      # or a list: the symbols, ids 1 ... V in this order
@@ -30,9 +36,10 @@ def save_checkpoint(path, b):
     """Write Bundle b to path, whole or not at all; weights as float16."""
     def pack(module):
         return {k: v.detach().cpu().half() for k, v in module.state_dict().items()}
-    save_torch(path, dict(format="dsflow-1", dit=asdict(b.model.config), model=pack(b.model),
-                          duration=pack(b.duration) if b.duration else None, mel=asdict(b.settings),
-                          vocab=b.vocab, lang=b.lang, gauss=b.gauss, voices=b.voices, contract=b.contract,
+    backbone = next(name for name, (net, *_) in BACKBONES.items() if type(b.model) is net)
+    save_torch(path, dict(format="dsflow-1", backbone=backbone, dit=asdict(b.model.config),
+                          model=pack(b.model), duration=pack(b.duration) if b.duration else None,
+                          mel=asdict(b.settings), vocab=b.vocab, lang=b.lang, gauss=b.gauss, voices=b.voices, contract=b.contract,
                           config=b.config))
 
 
@@ -40,6 +47,15 @@ def require(fits, what):
     """ValueError(what) unless fits."""
     if not fits:
         raise ValueError(what)
+
+
+def of_version_1(config):
+    """A config as version 1 wrote it -> as it is now."""
+    if "token" not in config:
+        return config
+    old = dict(config)
+    enters = old.pop("token") if old["time"] == "step" else "adaln"
+    return old | dict(time=old["time"].replace("adaln", "t"), enters=enters)
 
 
 def typed(kind, given):
@@ -62,13 +78,16 @@ def typed(kind, given):
 
 def check_sizes(config, settings, tensors):
     """ValueError that names the first size of a network or a mel that cannot be."""
-    require(config.time in ("adaln", "pair", "step"), f"time is {config.time!r}")
-    require(config.token in ("add", "prepend"), f"token is {config.token!r}")
-    for name in ("vocab", "mels", "dim", "depth", "heads", "head_dim", "ff_mult", "text_dim"):
-        require(getattr(config, name) > 0, f"{name} is {getattr(config, name)}")
-    require(config.dim % 16 == config.head_dim % 2 == 0, f"dim {config.dim}, head_dim {config.head_dim}")
-    require(max(config.depth, config.text_blocks) <= tensors, f"depth {config.depth}, but {tensors} tensors")
-    require(all(type(n) is int and n > 0 for n in config.steps), f"steps are {config.steps}")
+    require(config.time in ("t", "pair", "step"), f"time is {config.time!r}")
+    for name, size in vars(config).items():
+        may_be_0 = name in ("rotary_heads", "text_blocks")
+        require(type(size) is not int or size >= 1 - may_be_0, f"{name} is {size}")
+        require(name not in ("depth", "text_blocks") or size <= tensors,
+                f"{name} is {size}, but there are {tensors} tensors")
+        require(name != "dim" or size % 16 == 0, f"dim is {size}, no multiple of 16")
+        require(name != "head_dim" or size % 2 == 0, f"head_dim is {size}, odd")
+    steps = getattr(config, "steps", ())
+    require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
     require(0 < settings.hop < settings.n_fft and settings.rate > 0 and settings.n_mels == config.mels,
             f"a mel of {settings.n_mels} bands, hop {settings.hop}; the network has {config.mels}")
     require(0 <= settings.fmin < settings.fmax <= settings.rate / 2 and settings.log in ("log10", "ln")
@@ -112,15 +131,19 @@ def load_checkpoint(path, device="cpu"):
     hint = EXPECTED + " (F5-TTS's own goes through f5.py)" * str(path).endswith(".safetensors")
     c = load_torch(path, "dsflow-1", hint)
     try:
-        config, settings = typed(DiTConfig, c["dit"]), typed(MelSettings, c["mel"])
+        backbone = c.get("backbone", "dit")
+        require(backbone in BACKBONES, f"its network is {backbone!r}, not one of {', '.join(BACKBONES)}")
+        net, kind, *_ = BACKBONES[backbone]
+        config, settings = typed(kind, of_version_1(c["dit"])), typed(MelSettings, c["mel"])
         check_sizes(config, settings, len(c["model"]))
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
-            model, duration = DiT(config), DurationPredictor(config.vocab) if c["duration"] else None
+            model, duration = net(config), DurationPredictor(config.vocab) if c["duration"] else None
         fit_weights(model, c["model"], "model")
         if duration:
             duration = fit_weights(duration, c["duration"], "duration").to(device).eval()
         check_rest(c, config, settings)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
+            AssertionError) as problem:
         reason = f"{problem} is missing" if isinstance(problem, KeyError) else str(problem).split("\n")[0]
         raise BadInput(f"{path}: does not hold what it says ({reason[:200]}); expected {EXPECTED}") from None
     return Bundle(model.to(device).eval(), duration, settings, c["vocab"], c.get("lang", "letters"),

@@ -3,6 +3,7 @@
     python -m pytest -q                       everything, on a CPU in under three minutes
     python -m pytest -q test_model.py         the mathematics alone
 """
+import gc
 import importlib
 import multiprocessing
 import os
@@ -26,13 +27,16 @@ import distill
 import evaluate
 import model
 import teacher
+import unet
 
 ROOT = Path(__file__).resolve().parent
 if "PYTEST_XDIST_WORKER" in os.environ:         # two workers on two cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, head_dim=16, text_dim=16, text_blocks=2)
-STEP = replace(SMALL, time="step", steps=(1, 2, 4))
+STEP = replace(SMALL, time="step", enters="add", steps=(1, 2, 4))
+UNET = unet.UNetConfig(vocab=9, mels=8, dim=32, depth=1, heads=2, head_dim=16, text_dim=16, text_blocks=2)
+BACKBONES = {"dit": SMALL, "e2": replace(SMALL, enters="prepend"), "f5": replace(SMALL, aligned=False), "unet": UNET}
 
 
 def randomised(net, seed=0):
@@ -42,6 +46,11 @@ def randomised(net, seed=0):
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5))
     return net.eval()
+
+
+def build(config):
+    """The network of a config."""
+    return (unet.UNet if isinstance(config, unet.UNetConfig) else model.DiT)(config)
 
 
 def make_batch(lengths=(14, 9), seed=0, mels=8):
@@ -60,14 +69,13 @@ def make_batch(lengths=(14, 9), seed=0, mels=8):
                 drop=torch.zeros(B, dtype=torch.bool), u=torch.rand(B, 6, generator=g), coin=0.5)
 
 
-def tiny_bundle(time="adaln"):
-    """A checkpoint's contents around a random network, teacher or student of 1, 2 and 4 steps."""
-    net = randomised(model.DiT(SMALL if time == "adaln" else STEP))
-    steps = [] if time == "adaln" else [1, 2, 4]
+def tiny_bundle(config=SMALL):
+    """A checkpoint's contents around a random network, a teacher's or of the student STEP."""
+    net, steps = randomised(build(config)), list(getattr(config, "steps", ()))
     voice = dict(mel=torch.randn(12, 8), text=torch.tensor([1, 2, 3]), durations=torch.tensor([4, 4, 4]))
     return checkpoint.Bundle(net, randomised(model.DurationPredictor(9)), data.MelSettings(n_mels=8), " abcdefgh",
                              "letters", dict(mean=torch.zeros(10, 28), var=torch.ones(10, 28)), dict(a=voice),
-                             dict(kind="teacher" if time == "adaln" else "student", steps=steps, grid="cosine",
+                             dict(kind="student" if steps else "teacher", steps=steps, grid="cosine",
                                   cfg=1.5), {})
 
 
@@ -102,6 +110,7 @@ def run(command, *words):
         return stop.code or 0
     finally:
         sys.argv = old
+        gc.collect()                            # what a process's end would end, like the lock on --out
 
 
 def without_ears(folder):
@@ -148,18 +157,21 @@ def start_many(told, ranks, command, *words):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A corpus of a few recordings, a teacher of two updates and a student of two, by the real commands."""
+    """A corpus of a few recordings, a teacher of two updates of every backbone, and a student, by the real commands."""
     tmp = tmp_path_factory.mktemp("run")
     make_corpus(tmp / "corpus")
     flags = ["--data", tmp / "corpus", "--cache", tmp / "cache", "--device", "cpu", "--batch_frames", 400]
     with pytest.MonkeyPatch.context() as sizes:
-        sizes.setitem(model.SIZES, "tiny", dict(dim=32, depth=2, heads=2, text_dim=16, text_blocks=1))
-        assert run(teacher, *flags, "--out", tmp / "t", "--max_iters", 2) == 0
-        of = ["--teacher", tmp / "t" / "teacher.pt"]
+        for kind in (model.SIZES, unet.SIZES):
+            sizes.setitem(kind, "tiny", dict(dim=32, depth=2, heads=2, text_dim=16, text_blocks=1))
+        of_each = {name: tmp / ("t" if name == "dit" else name) / "teacher.pt" for name in BACKBONES}
+        for name, path in of_each.items():
+            assert run(teacher, *flags, "--out", path.parent, "--max_iters", 2, "--backbone", name) == 0
+        of = ["--teacher", of_each["dit"]]
         with pytest.MonkeyPatch.context() as ears:
             ears.setattr(evaluate, "load_ears", lambda *_: {})
             assert run(distill, *flags, *of, "--out", tmp / "s", "--max_iters", 2, "--pool", 2) == 0
-        yield types.SimpleNamespace(tmp=tmp, flags=flags, of=of, teacher=of[1], student=tmp / "s" / "student.pt")
+        yield types.SimpleNamespace(tmp=tmp, flags=flags, of=of, of_each=of_each, teacher=of[1], student=tmp / "s" / "student.pt")
 
 
 @pytest.fixture

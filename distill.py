@@ -26,8 +26,7 @@ from prepare import prepare
 from sample import condition, cosine_grid, rollout
 from teacher import frame_mean, held_out, infill
 from train import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, join, learning_rate,
-                   optimise,
-                   parts, seed_update)
+                   optimise, parts, seed_update)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -99,7 +98,7 @@ class Method(NamedTuple):
     loss: Callable             # (student, batch, n, nets, **options) -> (loss (), its terms by name, () each)
     options: tuple = ()         # the flags that it takes, of a, t_mf, weak_cfg
     fixed: dict = {}            # options that are not up to the user
-    time: str = "step"          # what its network is told, DiTConfig.time
+    time: str = "step"          # what its network is told, model.py's switch
     dense: bool = False         # it wants every state of the teacher, not just the ends of intervals
 
 
@@ -169,8 +168,7 @@ class Trajectories:
 def arguments(methods=METHODS, words=None):
     """Command-line flags with their reasons. methods: what --method offers; words: in place of the user's."""
     p = Parser(__doc__ if methods is METHODS else "distill.py with other losses. See there.",
-               idle=[("--token", "--no-tokens"), ("--token", "--init"),
-                     ("--overwrite", "--resume")])
+               idle=[("--token", "--no-tokens"), ("--token", "--init"), ("--overwrite", "--resume")])
     add, first = p.add_argument, next(iter(methods))
     add("--steps", type=count(), nargs="+", default=[1, 2, 4],
         help="network steps the student is made for (default 1 2 4)")
@@ -182,8 +180,9 @@ def arguments(methods=METHODS, words=None):
     add("--t_mf", choices=["mid", "uniform"], help="dsflow: where on the chord (default mid)")
     add("--no-weak_cfg", dest="weak_cfg", action="store_false", default=None, help="leave L_CFG out")
     add("--no-tokens", dest="tokens", action="store_false",
-        help="the student keeps the teacher's adaLN and is told t")
-    add("--token", choices=["add", "prepend"], default="add", help="how a step token enters (default add)")
+        help="the student keeps the teacher's timestep network and is told t")
+    add("--token", choices=["add", "prepend"], default="add",
+        help="how a step token enters in place of adaLN (default add)")
     add("--teacher_steps", type=count(1, 1000), default=10,
         help="steps of the target's rollout, at least (default %(default)s)")
     add_flags(add, "out/distill", max_iters=2000, batch_frames=800, lr=3e-4, warmup=20, ema=0.99, p_noref=0.1,
@@ -216,14 +215,19 @@ def options_of(method, flags):
                            if getattr(flags, name) is not None}
 
 
+def told(flags, method, teacher):
+    """What the student is told of a step: what the method wants, but t where tokens can or shall not be."""
+    return "t" if method.time == "step" and not (flags.tokens and teacher.tokens) else method.time
+
+
 def begin(flags, method, teacher, init=None):
     """What trains -> student, nets {"ema": its average, "start": --init's frozen network}, optimiser."""
     torch.manual_seed(flags.seed)
-    time = method.time if flags.tokens else "adaln"
+    time = told(flags, method, teacher)
     if init is not None:
         student = refit(init, flags.steps)
     elif time == "step":
-        student = fold(teacher, sorted(flags.steps), token=flags.token)
+        student = fold(teacher, sorted(flags.steps), enters=flags.token)
     else:
         student = pair(teacher) if time == "pair" else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
@@ -236,10 +240,10 @@ def build(flags, method, device):
     """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
     b = load_teacher(flags.teacher, "--teacher", device)
     init = load_checkpoint(flags.init, device).model.requires_grad_(False) if flags.init else None
-    time = method.time if flags.tokens else "adaln"
-    if init and (init.config.time != time or init.config.dim != b.model.config.dim):
-        raise BadInput(f"--init {flags.init}: told {init.config.time!r}, of width {init.config.dim}; expected"
-                       f" {time!r} and {b.model.config.dim}")
+    found, want = (net and f"{type(net).__name__}, {net.config.dim} wide, told {what!r}" for net, what in
+                   ((init, init and init.config.time), (b.model, told(flags, method, b.model))))
+    if init and found != want:
+        raise BadInput(f"--init {flags.init}: is a {found}; expected a {want}")
     corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache,
                                                  flags.keep_outliers, flags.keep_unknown))
     teacher = b.model.requires_grad_(False)
@@ -277,8 +281,8 @@ def main(methods=METHODS):
     lock = claim(flags)                                                           # until this process ends
     teacher, student, nets, optimiser, corpus, bundle = build(flags, method, device)
     run = Run(flags, device, dict(net=student, ema=nets["ema"]), optimiser,
-              dict(vars(flags), dit=asdict(student.config), corpus=corpus.key, teacher=digest(flags.teacher),
-                   init=flags.init and digest(flags.init)))
+              dict(vars(flags), model=asdict(student.config), corpus=corpus.key,
+                    teacher=digest(flags.teacher), init=flags.init and digest(flags.init)))
     if run.speaks:
         fixed = held_out(corpus, flags.count, device)
         goal = rollout(teacher, fixed, cosine_grid(10), flags.cfg)[-1]        # teacher@10 from the same noise

@@ -238,7 +238,7 @@ def speeds(systems, speakers, batch, vocoder, settings):
 
     systems {name: (Bundle, ids of texts, voices, steps, w)}; batch: one utterance, as collate() makes it.
     """
-    device = next(iter(systems.values()))[0].model.proj_out.weight.device
+    device = next(next(iter(systems.values()))[0].model.parameters()).device
     known = min(len(b.vocab) for b, *_ in systems.values())                       # other symbols take as long
     batch = dict(text=batch["text"].clamp(max=known), align=batch["align"], x0=torch.randn_like(batch["mel"]))
     batch = {k: v.to(device) for k, v in batch.items()} | {"mask": None}

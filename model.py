@@ -3,11 +3,15 @@
 ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
 x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
 
-THE SWITCH is DiTConfig.time:
-    "adaln"  continuous t -> timestep MLP -> scale, shift and gate of every branch (adaLN-Zero; the teacher)
-    "pair"   the same with a pair (t, r): the average velocity between two times (IntMeanFlow, MeanFlow)
-    "step"   plain affine LayerNorm; one learned vector per step count n (DSFlow's student)
-fold() turns "adaln" into "step" exactly, at one t; pair() turns it into "pair" exactly, at every t and r.
+THE SWITCH is two fields of DiTConfig. time: what the network is told of a step, as one vector of width D:
+    "t"        where it begins, through a timestep MLP (the teacher)
+    "pair"     where it begins and ends, (t, r): for the average velocity between (IntMeanFlow, MeanFlow)
+    "step"     how many there are: one learned vector per step count n (DSFlow's student)
+and enters: how that vector enters:
+    "adaln"    as scale, shift and gate of every branch (adaLN-Zero: F5-TTS)
+    "prepend"  as one frame more, in front; the blocks are plain, with affine LayerNorms (E2-TTS)
+    "add"      added to every frame, the blocks plain (DSFlow's student)
+fold() turns "t" into "step" exactly, at one t; pair() turns it into "pair" exactly, at every t and r.
 
 Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
 positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself (f5.py). Unlike
@@ -37,9 +41,9 @@ class DiTConfig:
     ff_mult: int = 2            # hidden width of the feed-forward, in D
     text_dim: int = 192         # E
     text_blocks: int = 4
-    time: str = "adaln"         # the switch: "adaln", "pair" or "step"
+    time: str = "t"             # the switch: "t", "pair" or "step"; and
+    enters: str = "adaln"       # "adaln", "prepend" or "add"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
-    token: str = "add"          # "step" only: "add" the vector to every frame, or "prepend" it as a frame
     aligned: bool = True        # text blocks run over symbols, each frame takes those it speaks; False, as
     #                             in F5-TTS: over T frames, fillers after the text, with absolute positions
     mask_filler: bool = True    # not aligned: fillers stay 0 between the text blocks
@@ -104,6 +108,16 @@ class TextEncoder(nn.Module):
         return masked(x, mask)
 
 
+def frame_text(encoder, text, align, drop=None):
+    """Symbols (B, L) and align (B, T), the symbol each frame speaks -> frame-level text features (B, T, E).
+
+    drop (B,) bool: these items get "no text" (filler), the text half of the unconditional branch.
+    """
+    valid = text > 0                                                              # before drop, as in F5-TTS
+    h = encoder(text if drop is None else text.masked_fill(drop[:, None], 0), valid, valid)  # (B, L, E)
+    return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))              # (B, T, E)
+
+
 class ConvPosition(nn.Module):
     """Positions from content: two grouped convolutions of 31 frames, added. (B, T, D) -> (B, T, D)."""
 
@@ -155,25 +169,34 @@ class Attention(nn.Module):
 
 
 class TimestepMLP(nn.Module):
-    """Continuous t (B,) in [0, 1] -> embedding (B, D), from sinusoids of 1000 t as in F5-TTS."""
+    """Time t in [0, 1], or a pair (t, r), floats or (B,) -> (B, D), (1, D) for floats; sinusoids of 1000 t as
+    in F5-TTS. A pair's two embeddings are mixed by a matrix W without bias, as in IntMeanFlow.
+    """
 
-    def __init__(self, dim):
+    def __init__(self, dim, pair=False):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.mixer = nn.Linear(2 * dim, dim, bias=False) if pair else None
 
-    def forward(self, t):
+    def embed(self, t):
+        weight = self.mlp[0].weight
+        t = precise(torch.as_tensor(t, device=weight.device)).reshape(-1, 1)     # (B, 1), (1, 1) for a float
         per = torch.full((), 10000.0, device=t.device).log() / 127               # float32, as in F5-TTS
-        frequency = torch.exp(-torch.arange(128, device=t.device).float() * per)  # (128,)
-        angle = 1000 * precise(t)[:, None] * frequency                            # (B, 128)
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(self.mlp[0].weight))
+        angle = 1000 * t * torch.exp(-torch.arange(128, device=t.device).float() * per)      # (B, 128)
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(weight))
+
+    def forward(self, when):
+        if self.mixer is None:
+            return self.embed(when)                                               # (B, D)
+        return self.mixer(torch.cat([self.embed(t) for t in when], -1))           # (B, 2 D) -> (B, D)
 
 
 class Block(nn.Module):
-    """Transformer block. adaln: t sets scale, shift and gate of both branches; step: pre-LN, affine norms."""
+    """Transformer block; adaln: temb sets scale, shift and gate of both branches, else affine norms."""
 
     def __init__(self, c):
         super().__init__()
-        affine = c.time == "step"
+        affine = c.enters != "adaln"
         self.norm1 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
         self.attn = Attention(c)
         self.norm2 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
@@ -204,21 +227,21 @@ class DiT(nn.Module):
     embed_text() makes h once per utterance, which saves a fifth of each call at size tiny; forward() is one
     network call.
     """
+    tokens = True               # step tokens can replace its timestep network
     recompute = False           # True: blocks keep no activations for the backward pass, they run again in it
 
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("adaln", "pair", "step"), f"DiTConfig.time is {c.time!r}, not adaln, pair or step"
+        assert c.time in ("t", "pair", "step") and c.enters in ("adaln", "prepend", "add"), c
         self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks, positions=not c.aligned)
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
-        self.timestep = TimestepMLP(c.dim) if c.time != "step" else None
-        self.mixer = nn.Linear(2 * c.dim, c.dim, bias=False) if c.time == "pair" else None
+        self.timestep = TimestepMLP(c.dim, c.time == "pair") if c.time != "step" else None
         self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None  # the step tokens
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.time == "step")
-        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.time != "step" else None
+        self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.enters != "adaln")
+        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.enters == "adaln" else None
         self.proj_out = nn.Linear(c.dim, c.mels)
         self.init_weights()
 
@@ -233,50 +256,39 @@ class DiT(nn.Module):
             nn.init.zeros_(self.token.weight)
 
     def embed_text(self, text, align, mask=None, drop=None):
-        """Symbols (B, L) and align (B, T), the symbol each frame speaks -> frame-level text features h
-        (B, T, E).
-
-        mask (B, T) bool: valid frames, None if all are. drop (B,) bool: these items get "no text" (filler),
-        the text half of the unconditional branch. A text that is not aligned takes only T from align.
+        """Frame-level text features h (B, T, E), see frame_text(). mask (B, T) bool: valid frames, or None.
+        A text that is not aligned takes only T from align.
         """
-        if not self.config.aligned:
-            T = align.shape[1]
-            text = F.pad(text, (0, max(0, T - text.shape[1])))[:, :T]             # (B, T)
-        valid = text > 0                                                          # before drop, as in F5-TTS
-        if drop is not None:
-            text = text.masked_fill(drop[:, None], 0)
-        if not self.config.aligned:
-            return self.text(text, mask, valid if self.config.mask_filler else mask)
-        h = self.text(text, valid, valid)                                         # (B, L, E)
-        return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))          # (B, T, E)
+        if self.config.aligned:
+            return frame_text(self.text, text, align, drop)
+        T = align.shape[1]
+        text = F.pad(text, (0, max(0, T - text.shape[1])))[:, :T]                 # (B, T)
+        keep = text > 0 if self.config.mask_filler else mask
+        return self.text(text if drop is None else text.masked_fill(drop[:, None], 0), mask, keep)
 
     def when(self, n, t, r):
         """What forward() is told about a step from time t to r, one of n: by the switch n, (t, r) or t."""
-        return {"step": n, "pair": (t, r), "adaln": t}[self.config.time]
+        return {"step": n, "pair": (t, r), "t": t}[self.config.time]
 
     def forward(self, x, when, ref, h, mask=None):
         """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
 
         x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
-        when: t as float or (B,) with the adaln switch; a pair of those, (t, r), with the pair switch, for the
-        average velocity from t to r; the step count n as int with the step switch.
+        when: by the switch t as float or (B,); a pair of those, (t, r), for the average velocity from t to r;
+        or the step count n as int.
         mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
         """
         x = self.proj_in(torch.cat([x, ref, h], -1))                              # (B, T, D)
         x = self.position(x, mask)
-        temb = None
         if self.timestep is not None:
-            times = [precise(torch.as_tensor(t, device=x.device)).reshape(-1)
-                     for t in (when if self.mixer is not None else [when])]       # (B,), (1,) for one t
-            temb = torch.cat([self.timestep(t) for t in times], -1)               # (B, D) or (B, 2 D)
-            temb = temb if self.mixer is None else self.mixer(temb)               # (B, D)
+            temb = self.timestep(when)                                            # (B, D), (1, D) for one t
         else:
-            token = self.token.weight[self.config.steps.index(when)]              # (D,)
-            if self.config.token == "add":
-                x = x + token
-            else:
-                x = torch.cat([token.expand(len(x), 1, -1), x], 1)                # (B, 1 + T, D)
-                mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+            temb = self.token.weight[self.config.steps.index(when)][None]         # (1, D)
+        if self.config.enters == "add":
+            x = x + temb[:, None]
+        elif self.config.enters == "prepend":
+            x = torch.cat([temb[:, None].expand(len(x), 1, -1), x], 1)            # (B, 1 + T, D)
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
@@ -287,55 +299,59 @@ class DiT(nn.Module):
         if self.adaln_out is not None:
             scale, shift = self.adaln_out(F.silu(temb))[:, None].chunk(2, -1)     # (B, 1, D)
             x = x * (1 + scale) + shift
-        elif self.config.token == "prepend":
+        elif self.config.enters == "prepend":
             x = x[:, 1:]                                                          # (B, T, D)
         return self.proj_out(x)                                                   # (B, T, M)
 
 
 def count_parameters(model):
     """(all parameters, those that condition on time: timestep MLP, adaLN layers, step tokens)."""
-    conditioning = ("timestep.", "mixer.", "adaln", "token.")
+    conditioning = ("timestep.", "adaln", "token.")
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     return sum(sizes.values()), sum(n for name, n in sizes.items() if any(c in name for c in conditioning))
 
 
 @torch.no_grad()
 def pair(teacher):
-    """adaLN teacher -> student of pairs (t, r) that equals it at every t, whatever r is: IntMeanFlow's start.
+    """Teacher told t -> student of pairs (t, r) that equals it at every t, whatever r: IntMeanFlow's start.
 
-    The embeddings of t and r are mixed by W = [I | 0], without bias; r first would copy the END time.
+    The embeddings of t and r are mixed by W = [I | 0]; r first would copy the END time.
     """
-    student = DiT(replace(teacher.config, time="pair")).to(teacher.proj_out.weight)
-    D = teacher.config.dim
-    start = {"mixer.weight": torch.eye(D, 2 * D)}
-    student.load_state_dict(teacher.state_dict() | start)
+    student = type(teacher)(replace(teacher.config, time="pair")).to(next(teacher.parameters()))
+    W = torch.eye(*student.timestep.mixer.weight.shape)                           # (D, 2 D)
+    student.load_state_dict(teacher.state_dict() | {"timestep.mixer.weight": W})
     return student
 
 
 @torch.no_grad()
-def fold(teacher, steps, t=0.0, token="add"):
-    """adaLN teacher -> step-token student that equals it at time t to rounding, step vectors at zero (with
-    token "prepend" but for one more frame to attend to).
+def fold(teacher, steps, t=0.0, enters="add"):
+    """Teacher told t -> step-token student that equals it at time t to rounding.
 
     adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
-    and gate * (W h + b) is a linear layer (gate W) h + gate b. [ours: the papers do not say how to start]
+    and gate * (W h + b) is a linear layer (gate W) h + gate b; step vectors begin at 0 (but "prepend" gives
+    one more frame to attend to). Where t already is a frame, its vector at t is what they begin as.
+    [ours: the papers do not say how to start]
     """
-    c = replace(teacher.config, time="step", steps=tuple(steps), token=token)
-    student = DiT(c).to(teacher.proj_out.weight)
+    plain = teacher.config.enters != "adaln"
+    c = replace(teacher.config, time="step", steps=tuple(steps),
+                enters=teacher.config.enters if plain else enters)
+    student = type(teacher)(c).to(next(teacher.parameters()))
     weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
     missing, extra = student.load_state_dict(weights, strict=False)
     assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
-    t = torch.full((1,), float(t), device=teacher.proj_out.weight.device)
-    temb = F.silu(teacher.timestep(t))[0]                                         # (D,)
+    temb = teacher.timestep(t)[0]                                                 # (D,)
+    if plain:
+        student.token.weight.copy_(temb.expand(len(steps), -1))
+        return student
     for old, new in zip(teacher.blocks, student.blocks):
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(temb).chunk(6)  # (D,) each
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = old.adaln(F.silu(temb)).chunk(6)  # (D,) each
         for norm, scale, shift in ((new.norm1, scale_a, shift_a), (new.norm2, scale_f, shift_f)):
             norm.weight.copy_(1 + scale)
             norm.bias.copy_(shift)
         for out, gate in ((new.attn.out, gate_a), (new.ff2, gate_f)):
             out.weight.mul_(gate[:, None])
             out.bias.mul_(gate)
-    scale, shift = teacher.adaln_out(temb).chunk(2)
+    scale, shift = teacher.adaln_out(F.silu(temb)).chunk(2)
     student.norm_out.weight.copy_(1 + scale)
     student.norm_out.bias.copy_(shift)
     return student
@@ -346,10 +362,10 @@ def refit(student, steps):
     """Student -> the same for other step counts: a new vector begins as that of the nearest count it had. A
     network that is told times takes any count and stays as it is.
     """
-    if student.token is None:
+    if student.config.time != "step":
         return copy.deepcopy(student)
     old, new = student.config.steps, tuple(sorted(steps))
-    other = DiT(replace(student.config, steps=new)).to(student.proj_out.weight)
+    other = type(student)(replace(student.config, steps=new)).to(next(student.parameters()))
     nearest = [min(range(len(old)), key=lambda i: abs(math.log(old[i] / n))) for n in new]
     other.load_state_dict(student.state_dict() | {"token.weight": student.token.weight[nearest]})
     return other

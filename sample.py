@@ -144,7 +144,7 @@ def plan(b, texts, voice, speed):
 
     def predict(ids, speed):                    # durations in frames, (B, L), padding 0
         ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        return b.duration.predict(ids.to(b.model.proj_out.weight.device), speed).cpu()
+        return b.duration.predict(ids.to(next(b.model.parameters()).device), speed).cpu()
     if len(voice["text"]):                      # a slow speaker is continued slowly
         rate = voice["durations"].sum() / predict([voice["text"]], 1.0).sum()
         speed = speed / float(rate.clamp(0.6, 1.6))
@@ -159,7 +159,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
     rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,), None: b's
     own. Item i's noise comes from (seed, start + i).
     """
-    device, M = b.model.proj_out.weight.device, b.settings.n_mels
+    device, M = next(b.model.parameters()).device, b.settings.n_mels
     grid = own_grid(b, steps) if grid is None else grid
     pad, mels = torch.nn.utils.rnn.pad_sequence, []
     prompt = torch.zeros(0, M) if voice is None else voice["mel"].float()         # (P, M)

@@ -14,15 +14,14 @@ from dataclasses import asdict
 
 import torch
 
-from checkpoint import Bundle, load_teacher, save_checkpoint
+from checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
 from data import MelSettings, batch_indices, collate
-from model import SIZES, DiT, DiTConfig, DurationPredictor, count_parameters
+from model import SIZES, DurationPredictor, count_parameters
 from find import counted
 from prepare import prepare
 from sample import cosine_grid, noise, rollout
 from train import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
-                   optimise, parts,
-                   seed_update)
+                   optimise, parts, seed_update)
 from vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------- the objective
@@ -127,11 +126,14 @@ def pick_voices(corpus, seconds=3.0, most=16):
 
 def arguments():
     """Command-line flags with their reasons."""
-    p = Parser(__doc__, idle=[("--size", "--init"), ("--lang", "--init"), ("--overwrite", "--resume")])
+    p = Parser(__doc__, idle=[*((name, "--init") for name in ("--size", "--backbone", "--lang")),
+                              ("--overwrite", "--resume")])
     add = p.add_argument
     add_flags(add, "out/teacher", max_iters=6500, batch_frames=2000, lr=1.5e-3, warmup=200, ema=0.999,
               p_noref=0.3, eval_every=1000, save_every=500, cfg=1.5,
               cfg_help="guidance of the samples, sample.py's default for this teacher (default %(default)s)")
+    add("--backbone", choices=BACKBONES, default="dit",
+        help="the network: dit; e2, where time is a frame; f5, without durations; unet (default dit)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
     add("--lang", default="en-us", help="how texts are read: a language of gruut's (phonemes), letters (of "
         "English words) or none (characters as they are) (default %(default)s)")
@@ -154,13 +156,14 @@ def build(flags, device):
                                                  flags.keep_outliers, flags.keep_unknown))
     V = len(corpus.vocab)
     torch.manual_seed(flags.seed)
-    dit = init.model if init else DiT(DiTConfig(vocab=V, mels=settings.n_mels, **SIZES[flags.size]))
-    net = torch.nn.ModuleDict(dict(dit=dit, duration=init.duration if init else DurationPredictor(V)))
+    kind, config, sizes, more = BACKBONES[flags.backbone]
+    model = init.model if init else kind(config(vocab=V, mels=settings.n_mels, **sizes[flags.size], **more))
+    net = torch.nn.ModuleDict(dict(model=model, duration=init.duration if init else DurationPredictor(V)))
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
     contract = dict(kind="teacher", steps=[], grid="cosine", cfg=flags.cfg)
-    bundle = Bundle(ema["dit"], ema["duration"], settings, corpus.vocab, lang, corpus.gauss,
+    bundle = Bundle(ema["model"], ema["duration"], settings, corpus.vocab, lang, corpus.gauss,
                     pick_voices(corpus), contract, vars(flags) | dict(out=str(flags.out)))
-    total, conditioning = count_parameters(dit)
+    total, conditioning = count_parameters(model)
     print(f"{flags.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held "
           f"out, skipped: {counted(corpus.skipped) or 'nothing'}")
     print(f"{total:,} parameters, {conditioning:,} of them for time")
@@ -173,9 +176,9 @@ def main():
     device = pick_device(flags.device)
     lock = claim(flags)                                                           # until this process ends
     corpus, net, ema, bundle = build(flags, device)
-    optimiser = adamw([dict(params=net[name].parameters()) for name in ("dit", "duration")], flags.lr, 0.01)
+    optimiser = adamw([dict(params=net[name].parameters()) for name in ("model", "duration")], flags.lr, 0.01)
     run = Run(flags, device, dict(net=net, ema=ema), optimiser,
-              dict(vars(flags), dit=asdict(net["dit"].config), corpus=corpus.key,
+              dict(vars(flags), model=asdict(net["model"].config), corpus=corpus.key,
                    init=flags.init and digest(flags.init)))
     fixed = held_out(corpus, 8, device)
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed),
@@ -187,7 +190,7 @@ def main():
         batch["t"] = torch.rand(len(batch["mel"]), generator=g)                   # (B,)
         timing = step < flags.duration_iters                                      # durations are done early
         for part in parts({k: v.to(device) for k, v in batch.items()}, flags.accumulate):
-            flow, by_time = cfm_loss(net["dit"], part, part["t"])
+            flow, by_time = cfm_loss(net["model"], part, part["t"])
             loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
             if timing:
                 duration = net["duration"].loss(part["text"], part["durations"])

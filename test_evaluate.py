@@ -17,7 +17,7 @@ import sample
 import speed
 from checkpoint import load_checkpoint, save_checkpoint
 from common import BadInput, read_csv
-from conftest import make_batch, make_corpus, run, tiny_bundle
+from conftest import SMALL, STEP, make_batch, make_corpus, run, tiny_bundle
 from data import MelSettings
 
 def needs(package):
@@ -29,8 +29,8 @@ def made(tmp_path_factory):
     """A corpus of three recordings, and a teacher and a student that know its letters."""
     tmp = tmp_path_factory.mktemp("made")
     make_corpus(tmp / "c", ("had a bad cab", "a bed ahead", "feed a hag"))
-    for name, time in (("teacher", "adaln"), ("student", "step")):
-        save_checkpoint(tmp / f"{name}.pt", tiny_bundle(time))
+    for name, config in (("teacher", SMALL), ("student", STEP)):
+        save_checkpoint(tmp / f"{name}.pt", tiny_bundle(config))
     return tmp
 
 
@@ -167,7 +167,7 @@ EARS = dict(words=str.split, asr=lambda wav: "one", recogniser="parrot", mos=lam
 
 @pytest.mark.parametrize("w, ears", [(0.7, EARS), (0.0, dict(words=str.split))])
 def test_final_table(tmp_path, monkeypatch, w, ears):
-    b, student, batch = tiny_bundle(), tiny_bundle("step"), make_batch((20, 14))
+    b, student, batch = tiny_bundle(), tiny_bundle(STEP), make_batch((20, 14))
     goal = sample.rollout(b.model, batch, sample.cosine_grid(10), w)[-1]
     systems = {f"student@{n}": (student.model, n, 0.0) for n in (1, 2)}
     monkeypatch.setattr(evaluate, "load_ears", lambda *_: ears)
@@ -244,7 +244,7 @@ def test_help(module, capsys):
 
 
 def test_flow_rtf_is_without_prompt_and_counts_what_it_says(monkeypatch):
-    student, calls = tiny_bundle("step").model, []
+    student, calls = tiny_bundle(STEP).model, []
     student.register_forward_hook(lambda net, inputs, out: calls.append(inputs[2].abs().max()))
     batch = dict(text=torch.ones(1, 4, dtype=torch.long), align=torch.zeros(1, 125, dtype=torch.long), mask=None,
                  x0=torch.randn(1, 125, 8), ref=torch.ones(1, 125, 8), known=torch.ones(1, 125, dtype=torch.bool))

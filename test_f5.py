@@ -117,7 +117,7 @@ def test_base_and_its_student_count_as_published():
     base = dict(vocab=2545, mels=100, dim=1024, depth=22, heads=16, text_dim=512)
     with torch.device("meta"):
         net = model.DiT(model.DiTConfig(**base, **f5.FLAVOURS["v1"]))
-        student = model.DiT(model.DiTConfig(**base, **f5.FLAVOURS["v1"], time="step", steps=(1, 2, 4)))
+        student = model.DiT(model.DiTConfig(**base, **f5.FLAVOURS["v1"], time="step", enters="add", steps=(1, 2, 4)))
     (total, conditioning), (kept, vectors) = model.count_parameters(net), model.count_parameters(student)
     assert (total, conditioning) == (337_096_804, 141_959_168)
     assert (kept, vectors) == (total - conditioning + 2 * 1024 * (2 * 22 + 1) + 3 * 1024, 3 * 1024)

@@ -21,7 +21,7 @@ import teacher
 import text
 import train
 from common import BadInput
-from conftest import make_corpus, run, start, tiny_bundle, without_ears, write_wav
+from conftest import STEP, make_corpus, run, start, tiny_bundle, without_ears, write_wav
 
 LETTERS = " !',.;?abcdefghijklmnopqrstuvwxyz"
 
@@ -252,7 +252,7 @@ def changed(tree, path, value):
 
 def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path):
     """Each entry in turn is left out, or holds what it should not: refused in one line, or spoken as before."""
-    checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle("step"))
+    checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle(STEP))
     whole = torch.load(tmp_path / "a.pt", weights_only=True)
     refused = 0
     for number, (path, value) in enumerate(branches(whole)):

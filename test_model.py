@@ -15,7 +15,7 @@ import sample
 import teacher
 import train
 from common import BadInput
-from conftest import SMALL, STEP, make_batch, randomised, tiny_bundle
+from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS
 
@@ -25,7 +25,7 @@ class Straight(torch.nn.Module):
 
     def __init__(self, batch, **config):
         super().__init__()
-        self.batch, self.config = batch, types.SimpleNamespace(**dict(time="adaln") | config)
+        self.batch, self.config = batch, types.SimpleNamespace(**dict(time="t") | config)
 
     when = model.DiT.when
 
@@ -176,6 +176,17 @@ def test_fold_equals_the_teacher_at_that_time(t, token):
         assert (want - got)[batch["mask"]].abs().max() < 1e-5
 
 
+def test_fold_of_a_frame_of_time_equals_the_teacher_exactly():
+    """Where t is a frame (E2-TTS), that frame at t becomes every step's vector; nothing else changes."""
+    net, batch = randomised(model.DiT(BACKBONES["e2"])), make_batch()
+    student = model.fold(net, [1, 4], 0.4)
+    cond, _ = sample.condition(net, batch)
+    for n in (1, 4):
+        assert torch.equal(student(batch["x0"], n, *cond, batch["mask"]), net(batch["x0"], 0.4, *cond, batch["mask"]))
+    (total, conditioning), (kept, tokens) = model.count_parameters(net), model.count_parameters(student)
+    assert kept == total - conditioning + tokens and tokens == 2 * 32 and student.config.enters == "prepend"
+
+
 def test_refit_starts_each_new_count_from_the_nearest():
     student, batch = randomised(model.DiT(STEP)), make_batch()
     other, (cond, _) = model.refit(student, [8, 1, 3]), sample.condition(student, batch)
@@ -295,8 +306,9 @@ def test_two_times_are_of_the_grid_and_of_all_pairs():
     assert float((i == j)[~few].float().mean()) == pytest.approx(0.25, abs=0.02) and not (i == j)[few].any()
 
 
-def test_pair_starts_as_the_teacher_for_every_r():
-    net, batch = randomised(model.DiT(SMALL)), make_batch()
+@pytest.mark.parametrize("config", BACKBONES.values())
+def test_pair_starts_as_the_teacher_for_every_r(config):
+    net, batch = randomised(build(config)), make_batch()
     student, (cond, _) = model.pair(net), sample.condition(net, batch)
     for t, r in ((0.0, 1.0), (0.3, 0.3), (0.5, 0.9)):
         v, u = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], (t, r), *cond, batch["mask"])
@@ -363,7 +375,7 @@ def test_progressive_is_exact_for_a_constant_velocity(n):
 
 
 def test_progressive_asks_for_what_two_steps_of_the_previous_student_do():
-    student, previous = (randomised(model.DiT(replace(SMALL, time="step", steps=(n,))), n) for n in (2, 4))
+    student, previous = (randomised(model.DiT(replace(SMALL, time="step", enters="add", steps=(n,))), n) for n in (2, 4))
     _, b = teacher_batch()
     b["u"][:, 0] = torch.tensor([0.2, 0.8])                                       # one interval each
     loss, _ = baselines.progressive_loss(student, b, 2, dict(start=previous))
@@ -402,9 +414,10 @@ def test_velocity_sees_the_whole_chord():
 # ------------------------------------------------------------------------------------------------- network
 
 
-@pytest.mark.parametrize("config", [SMALL, STEP, replace(STEP, token="prepend"), replace(SMALL, time="pair")])
+@pytest.mark.parametrize("config", [STEP, replace(STEP, enters="prepend"), *BACKBONES.values(),
+                                    *(replace(config, time="pair") for config in BACKBONES.values())])
 def test_padding_never_leaks(config):
-    net, batch = randomised(model.DiT(config)), make_batch()
+    net, batch = randomised(build(config)), make_batch()
     when = net.when(4, 0.3, 0.9)
 
     def run(b, mask):
@@ -425,8 +438,9 @@ def test_text_padding_never_leaks():
     assert (net.predict(text)[0, :3] >= 1).all() and (net.predict(text)[0, 3:] == 0).all()
 
 
-def test_batch_of_one_and_of_four_speak_the_same():
-    bundle = tiny_bundle()
+@pytest.mark.parametrize("config", BACKBONES.values())
+def test_batch_of_one_and_of_four_speak_the_same(config):
+    bundle = tiny_bundle(config)
     ids = [torch.tensor([1, 4, 3, 2, 1]), torch.tensor([1, 2, 1]), torch.tensor([1, 9, 8, 7, 6, 5, 1]),
            torch.tensor([1, 3, 1])]
     four = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
@@ -438,9 +452,10 @@ def test_batch_of_one_and_of_four_speak_the_same():
     assert not torch.allclose(four[0], other[0], atol=1e-2)
 
 
-def test_overfits_one_batch():
+@pytest.mark.parametrize("config", BACKBONES.values())
+def test_overfits_one_batch(config):
     torch.manual_seed(0)
-    net, batch = model.DiT(SMALL), make_batch()
+    net, batch = build(config), make_batch()
     optimiser, losses = torch.optim.AdamW(net.parameters()), []
     for _ in range(60):
         loss, _ = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
@@ -455,8 +470,10 @@ def test_overfits_one_batch():
 # here without one.
 
 LEAST = replace(SMALL, depth=1, text_blocks=1)
-SWITCHES = dict(adaln={}, pair=dict(time="pair"), add=dict(time="step", steps=(1, 4)),
-                prepend=dict(time="step", steps=(1, 4), token="prepend"), frames=dict(aligned=False))
+SWITCHES = dict(adaln=LEAST, pair=replace(LEAST, time="pair"), e2=replace(LEAST, enters="prepend"),
+                add=replace(LEAST, time="step", steps=(1, 4), enters="add"), unet=UNET,
+                prepend=replace(LEAST, time="step", steps=(1, 4), enters="prepend"),
+                frames=replace(LEAST, aligned=False), unet_pair=replace(UNET, time="pair"))
 
 
 def on_meta(batch):
@@ -473,7 +490,7 @@ def test_the_meta_device_finds_a_tensor_of_another_device():
 @pytest.mark.parametrize("kind", SWITCHES)
 @pytest.mark.parametrize("known", [True, False])
 def test_network_and_sampler_on_another_device(kind, known):
-    net, batch = model.DiT(replace(LEAST, **SWITCHES[kind])).to("meta"), on_meta(make_batch())
+    net, batch = build(SWITCHES[kind]).to("meta"), on_meta(make_batch())
     batch = dict(batch, known=batch["known"] if known else None, mask=batch["mask"] if known else None)
     for n, w in ((1, 0.0), (4, 0.7)):
         states = sample.rollout(net, batch, sample.cosine_grid(n), w)
@@ -483,7 +500,7 @@ def test_network_and_sampler_on_another_device(kind, known):
         cond, _ = sample.condition(net, batch)
         v = net(batch["x0"], net.when(4, t, t), *cond, batch["mask"])
         v.sum().backward()
-    assert v.is_meta and net.proj_in.weight.grad.is_meta
+    assert v.is_meta and net.proj_out.weight.grad.is_meta
 
 
 def test_durations_on_another_device(monkeypatch):

@@ -26,6 +26,7 @@ import evaluate
 import f5
 import intmeanflow
 import model
+import own
 import prepare
 import sample
 import speed
@@ -33,7 +34,8 @@ import teacher
 import text
 import train
 from common import BadInput
-from conftest import ROOT, SMALL, make_batch, randomised, run, start, start_many, tiny_bundle, write_wav
+from conftest import (BACKBONES, ROOT, SMALL, STEP, make_batch, randomised, run, start, start_many, tiny_bundle,
+                      write_wav)
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS
 HOME = {name: module for module in (distill, intmeanflow, baselines) for name in module.METHODS}
@@ -55,9 +57,9 @@ def one_line(capsys):
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-@pytest.mark.parametrize("time", ["adaln", "step"])
-def test_checkpoint_round_trip(tmp_path, time):
-    b = tiny_bundle(time)
+@pytest.mark.parametrize("config", [*BACKBONES.values(), STEP])
+def test_checkpoint_round_trip(tmp_path, config):
+    b = tiny_bundle(config)
     checkpoint.save_checkpoint(tmp_path / "a.pt", b)
     c = checkpoint.load_checkpoint(tmp_path / "a.pt")
     for mine, loaded in ((b.model, c.model), (b.duration, c.duration)):
@@ -73,7 +75,7 @@ def test_checkpoint_round_trip(tmp_path, time):
 
 def test_steps_and_guidance_by_default_and_at_most():
     assert sample.check_steps(tiny_bundle(), None, None) == (10, 1.5)
-    assert sample.check_steps(tiny_bundle("step"), None, None) == (1, 0.0)
+    assert sample.check_steps(tiny_bundle(STEP), None, None) == (1, 0.0)
     with pytest.raises(BadInput, match="1 to 1000"):
         sample.check_steps(tiny_bundle(), 1001, None)
 
@@ -304,7 +306,7 @@ def test_all_eight_combinations_run(trained, tmp_path, flags, bare):
     assert run(distill, *trained.flags, *trained.of, "--out", tmp_path, "--max_iters", 1, "--pool", 1, "--count", 1,
                "--method", method, *tokens, *weak) == 0
     kind = checkpoint.load_checkpoint(tmp_path / "student.pt").model.config.time
-    assert kind == ("adaln" if tokens else "step")
+    assert kind == ("t" if tokens else "step")
 
 
 def quick_sound(monkeypatch):
@@ -346,18 +348,49 @@ def test_progressive_distillation_is_three_runs(trained, tmp_path, capsys, bare)
     assert run(baselines, *wrong, tmp_path / "4" / "student.pt") == 2
     assert "--init: takes (4,) steps; expected a student of 2 for --steps 1" in one_line(capsys)
     assert run(baselines, *wrong, tmp_path / "nowhere.pt") == 2 and "no such file" in one_line(capsys)
-    assert run(baselines, *wrong, trained.teacher) == 2 and "told 'adaln'" in one_line(capsys)
-    other = tiny_bundle("step")
+    assert run(baselines, *wrong, trained.teacher) == 2 and "told 't'" in one_line(capsys)
+    other = tiny_bundle(STEP)
     other.model = randomised(model.DiT(model.replace(other.model.config, dim=64)))
     checkpoint.save_checkpoint(tmp_path / "other.pt", other)
     assert run(baselines, *wrong, tmp_path / "other.pt") == 2 and "of width 64" in one_line(capsys)
     assert not (tmp_path / "wrong" / "student.pt").exists()
 
 
-@pytest.mark.parametrize("module, method", [(teacher, None), (distill, "dsflow"), (baselines, "consistency")])
-def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, bare, monkeypatch):
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "dit"])
+def test_every_backbone_is_distilled_and_speaks(trained, tmp_path, name, bare, monkeypatch):
+    """By dsflow, with tokens where they can be, and by IntMeanFlow; the scripts are told by the checkpoint alone."""
+    quick_sound(monkeypatch)
+    few, words = ["--max_iters", 1, "--pool", 1, "--count", 1], ["--text", "hello there", "--out", tmp_path / "x.wav"]
+    of = ["--teacher", trained.of_each[name]]
+    assert run(distill, *trained.flags, *of, *few, "--out", tmp_path / "s") == 0
+    assert run(intmeanflow, *trained.flags, *of, *few, "--out", tmp_path / "i") == 0
+    for folder, steps, time in (("s", 2, "t" if name == "unet" else "step"), ("i", 3, "pair")):
+        assert run(sample, "--ckpt", tmp_path / folder / "student.pt", "--steps", steps, *words) == 0
+        config = checkpoint.load_checkpoint(tmp_path / folder / "student.pt").model.config
+        assert config.time == time and type(config) is type(BACKBONES[name])
+    assert run(distill, *trained.flags, *trained.of, *few, "--out", tmp_path / "no", "--init",
+               tmp_path / "i" / "student.pt") == 2
+
+
+def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, bare, monkeypatch):
+    quick_sound(monkeypatch)
+    few = [*trained.flags, "--max_iters", 1]
+    for words in (["teacher", *few, "--backbone", "own", "--out", tmp_path / "t"],
+                  ["distill", *few, "--pool", 1, "--count", 1, "--teacher", tmp_path / "t" / "teacher.pt", "--out",
+                   tmp_path / "s"],
+                  ["sample", "--ckpt", tmp_path / "s" / "student.pt", "--text", "hello", "--out", tmp_path / "x.wav"]):
+        assert run(own, *words) == 0
+    assert (tmp_path / "x.wav").is_file()
+    lines = (ROOT / "own.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) < 40
+
+
+@pytest.mark.parametrize("module, method, name", [(teacher, None, name) for name in BACKBONES] + [
+    (distill, "dsflow", "dit"), (baselines, "consistency", "dit"), (distill, "dsflow", "unet")])
+def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, name, bare, monkeypatch):
     flags = trained.flags + ["--eval_every", 2, "--save_every", 3]
-    flags += [*trained.of, "--pool", 2, "--reuse", 2, "--count", 1, "--method", method] if method else []
+    flags += [*("--teacher", trained.of_each[name]), "--pool", 2, "--reuse", 2, "--count", 1, "--method",
+              method] if method else ["--backbone", name]
     assert run(module, *flags, "--out", tmp_path / "whole", "--max_iters", 6) == 0
 
     class StopAfterSaving(train.Interrupt):     # as if Ctrl-C came at update 3
@@ -387,7 +420,7 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, b
 def test_resume_refuses_other_settings(trained, capsys, module, flag, value):
     flags = ["--out", trained.tmp / "t"] if module is teacher else ["--out", trained.tmp / "s", *trained.of, "--pool", 2]
     assert run(module, *trained.flags, *flags, "--resume", flag, value) == 2
-    assert re.search(f"made with another ({flag[2:]}|dit): .*, now ", one_line(capsys))
+    assert re.search(f"made with another ({flag[2:]}|model): .*, now ", one_line(capsys))
 
 
 def test_an_unguided_target_is_listed_once(trained, tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""A network of your own, whole: python own.py teacher --backbone own, then own.py distill, own.py sample."""
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import distill
+import sample
+import teacher
+from checkpoint import BACKBONES
+from common import cli
+from model import ConvNeXtV2, TextEncoder, TimestepMLP, frame_text
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab: int
+    mels: int = 80
+    dim: int = 192
+    time: str = "t"             # "pair" for intmeanflow.py
+
+
+class Own(nn.Module):
+    tokens = False              # no adaLN for step tokens to replace
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.text, self.timestep = TextEncoder(c.vocab, c.dim, 4), TimestepMLP(c.dim, c.time == "pair")
+        self.proj_in = nn.Linear(2 * c.mels + c.dim, c.dim)
+        self.blocks = nn.ModuleList(ConvNeXtV2(c.dim) for _ in range(12))
+        self.proj_out = nn.Linear(c.dim, c.mels)
+
+    def embed_text(self, text, align, mask=None, drop=None):
+        return frame_text(self.text, text, align, drop)                           # h (B, T, E)
+
+    def when(self, n, t, r):
+        return (t, r) if self.config.time == "pair" else t
+
+    def forward(self, x, when, ref, h, mask=None):
+        x = self.proj_in(torch.cat([x, ref, h], -1)) + self.timestep(when)[:, None]         # (B, T, D)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.proj_out(x)                                                   # v (B, T, M)
+
+
+BACKBONES["own"] = (Own, Config, dict(tiny={}), {})
+if __name__ == "__main__":
+    cli(dict(teacher=teacher.main, distill=distill.main, sample=sample.main)[sys.argv.pop(1)])
