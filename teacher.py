@@ -7,6 +7,7 @@ Clock and shapes: see model.py.
 """
 from common import BadInput, Parser, cli, count, digest, number, pick_device, plot_mels, write_audio
 
+import collections
 import copy
 import itertools
 import math
@@ -75,9 +76,7 @@ def cfm_loss(model, batch, t):
 
 
 def held_out(corpus, count, device):
-    """A fixed evaluation batch as infill() makes it: up to `count` held-out utterances, the first quarter of
-    each as reference.
-    """
+    """A fixed batch like infill()'s: `count` held-out utterances, the first quarter of each as reference."""
     items = corpus.held[:: max(1, len(corpus.held) // count)][:count]
     batch = collate(corpus, items)
     batch["known"] = torch.arange(batch["mel"].shape[1])[None] < (corpus.frames[items] // 4)[:, None]
@@ -108,17 +107,17 @@ def report_held_out(bundle, batch, w, out, name):
 
 
 def pick_voices(corpus, seconds=3.0, most=16):
-    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name.
-
-    Of at most so many speakers: they travel in every checkpoint.
+    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name, those
+    with most recordings first; of at most so many, since they travel in every checkpoint.
     """
     best = {}                                   # speaker -> (distance to that length, utterance)
     for i in corpus.train:
         off = abs(3600 * corpus.hours([i]) - seconds)
         best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
+    heard = collections.Counter(corpus.speakers[i] for i in corpus.train).most_common(most)
     return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
                                      durations=corpus.durations[i].clone())
-            for speaker, (_, i) in sorted(best.items())[:most]}
+            for speaker, i in ((speaker, best[speaker][1]) for speaker, _ in heard)}
 
 
 # ---------------------------------------------------------------------------------------------------- command
