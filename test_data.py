@@ -259,6 +259,17 @@ def test_many_utterances_are_indexed_and_batched_in_little_memory(tmp_path, monk
     assert len(teacher.pick_voices(corpus)) == 1
 
 
+def test_the_first_ready_voice_is_the_one_with_most_recordings():
+    """Of each speaker the recording nearest to three seconds; at most so many speakers."""
+    frames = [100, 190, 400, 180, 50]
+    corpus = types.SimpleNamespace(
+        train=range(5), speakers=["a", "b", "b", "c", "c"], hours=lambda i: frames[i[0]] * 256 / 16000 / 3600,
+        mel=lambda i: torch.full((frames[i], 2), float(i)), ids=torch.arange(5)[:, None],
+        durations=torch.tensor(frames)[:, None])
+    voices = teacher.pick_voices(corpus, most=2)
+    assert list(voices) == ["b", "c"] and [len(v["mel"]) for v in voices.values()] == [190, 180]
+
+
 def test_batches_respect_the_budget_and_repeat():
     frames = torch.randint(20, 300, (200,), generator=torch.Generator().manual_seed(0))
     first = list(itertools.islice(data.batch_indices(frames, 1000, 5), 120))
