@@ -49,12 +49,13 @@ def require(fits, what):
         raise ValueError(what)
 
 
-def of_version_1(config):
+def old_config(config):
     """A config as version 1 wrote it -> as it is now."""
     if "token" not in config:
         return config
     old = dict(config)
-    enters = old.pop("token") if old["time"] == "step" else "adaln"
+    token = old.pop("token")
+    enters = token if old["time"] == "step" else "adaln"
     return old | dict(time=old["time"].replace("adaln", "t"), enters=enters)
 
 
@@ -134,7 +135,7 @@ def load_checkpoint(path, device="cpu"):
         backbone = c.get("backbone", "dit")
         require(backbone in BACKBONES, f"its network is {backbone!r}, not one of {', '.join(BACKBONES)}")
         net, kind, *_ = BACKBONES[backbone]
-        config, settings = typed(kind, of_version_1(c["dit"])), typed(MelSettings, c["mel"])
+        config, settings = typed(kind, old_config(c["dit"])), typed(MelSettings, c["mel"])
         check_sizes(config, settings, len(c["model"]))
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
             model, duration = net(config), DurationPredictor(config.vocab) if c["duration"] else None
