@@ -11,8 +11,8 @@ from model import SIZES, DiT, DiTConfig, DurationPredictor
 EXPECTED = "a checkpoint written by teacher.py, distill.py or f5.py"
 # teacher.py --backbone NAME -> network, its config, sizes, and what else is set in the config
 BACKBONES = {"dit": (DiT, DiTConfig, SIZES, {}),
-             "e2": (DiT, DiTConfig, SIZES, dict(enters="prepend")),         # E2-TTS: time is a frame
-             "f5": (DiT, DiTConfig, SIZES, dict(aligned=False)),            # F5-TTS: text without durations
+             "e2": (DiT, DiTConfig, SIZES, dict(enters="prepend")),               # E2-TTS: time is a frame
+             "f5": (DiT, DiTConfig, SIZES, dict(aligned=False)),                  # F5-TTS: no durations
              "unet": (unet.UNet, unet.UNetConfig, unet.SIZES, {})}                # CosyVoice2, Matcha-TTS
 
 
@@ -39,8 +39,8 @@ def save_checkpoint(path, b):
     backbone = next(name for name, (net, *_) in BACKBONES.items() if type(b.model) is net)
     save_torch(path, dict(format="dsflow-1", backbone=backbone, dit=asdict(b.model.config),
                           model=pack(b.model), duration=pack(b.duration) if b.duration else None,
-                          mel=asdict(b.settings), vocab=b.vocab, lang=b.lang, gauss=b.gauss, voices=b.voices, contract=b.contract,
-                          config=b.config))
+                          mel=asdict(b.settings), vocab=b.vocab, lang=b.lang, gauss=b.gauss,
+                          voices=b.voices, contract=b.contract, config=b.config))
 
 
 def require(fits, what):

@@ -233,7 +233,7 @@ class DiT(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("t", "pair", "step") and c.enters in ("adaln", "prepend", "add"), c
+        assert c.time in ("t", "pair", "step") and c.enters in ("adaln", "prepend", "add"), (c.time, c.enters)
         self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks, positions=not c.aligned)
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
@@ -305,8 +305,8 @@ class DiT(nn.Module):
 
 
 def count_parameters(model):
-    """(all parameters, those that condition on time: timestep MLP, adaLN layers, step tokens)."""
-    conditioning = ("timestep.", "adaln", "token.")
+    """(all parameters, those that condition on time: timestep MLP, adaLN or other layers, tokens)."""
+    conditioning = ("timestep.", ".time.", "adaln", "token.")
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     return sum(sizes.values()), sum(n for name, n in sizes.items() if any(c in name for c in conditioning))
 

@@ -206,6 +206,8 @@ def test_parameters_leave_with_the_timestep_network():
     assert tokens == 3 * D and kept == total - conditioning + tokens + 2 * D * (2 * depth + 1)
     assert kept < 0.8 * total
     assert 3 * model.SIZES["base"]["dim"] == 1536                                 # the paper's 1.5K
+    D, stages = UNET.dim, UNET.depth + 4        # a U-Net: the MLP, and a layer in every residual block
+    assert model.count_parameters(build(UNET))[1] == 256 * D + D + D * D + D + stages * (D * D + D)
 
 
 def test_guidance_formula_and_network_calls():

@@ -92,7 +92,7 @@ class UNet(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("t", "pair") and c.enters == "residual", c
+        assert c.time in ("t", "pair") and c.enters == "residual", (c.time, c.enters)
         self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks)
         self.timestep = TimestepMLP(c.dim, c.time == "pair")
         self.down1 = Stage(2 * c.mels + c.text_dim, c)
