@@ -240,7 +240,7 @@ def build(flags, method, device):
     """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
     b = load_teacher(flags.teacher, "--teacher", device)
     init = load_checkpoint(flags.init, device).model.requires_grad_(False) if flags.init else None
-    found, want = (net and f"{type(net).__name__}, {net.config.dim} wide, told {what!r}" for net, what in
+    found, want = (net and f"{type(net).__name__} of width {net.config.dim}, told {what!r}" for net, what in
                    ((init, init and init.config.time), (b.model, told(flags, method, b.model))))
     if init and found != want:
         raise BadInput(f"--init {flags.init}: is a {found}; expected a {want}")
