@@ -49,16 +49,6 @@ def require(fits, what):
         raise ValueError(what)
 
 
-def old_config(config):
-    """A config as version 1 wrote it -> as it is now."""
-    if "token" not in config:
-        return config
-    old = dict(config)
-    token = old.pop("token")
-    enters = token if old["time"] == "step" else "adaln"
-    return old | dict(time=old["time"].replace("adaln", "t"), enters=enters)
-
-
 def typed(kind, given):
     """A dataclass from a checkpoint's dict; each value must be of its default's type (a whole number is a
     float, a list a tuple).
@@ -132,10 +122,10 @@ def load_checkpoint(path, device="cpu"):
     hint = EXPECTED + " (F5-TTS's own goes through f5.py)" * str(path).endswith(".safetensors")
     c = load_torch(path, "dsflow-1", hint)
     try:
-        backbone = c.get("backbone", "dit")
+        backbone = c["backbone"]
         require(backbone in BACKBONES, f"its network is {backbone!r}, not one of {', '.join(BACKBONES)}")
         net, kind, *_ = BACKBONES[backbone]
-        config, settings = typed(kind, old_config(c["dit"])), typed(MelSettings, c["mel"])
+        config, settings = typed(kind, c["dit"]), typed(MelSettings, c["mel"])
         check_sizes(config, settings, len(c["model"]))
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
             model, duration = net(config), DurationPredictor(config.vocab) if c["duration"] else None
@@ -147,7 +137,7 @@ def load_checkpoint(path, device="cpu"):
             AssertionError) as problem:
         reason = f"{problem} is missing" if isinstance(problem, KeyError) else str(problem).split("\n")[0]
         raise BadInput(f"{path}: does not hold what it says ({reason[:200]}); expected {EXPECTED}") from None
-    return Bundle(model.to(device).eval(), duration, settings, c["vocab"], c.get("lang", "letters"),
+    return Bundle(model.to(device).eval(), duration, settings, c["vocab"], c["lang"],
                   c["gauss"], c["voices"], c["contract"], c["config"])
 
 

@@ -185,12 +185,12 @@ def arguments(methods=METHODS, words=None):
         help="how a step token enters in place of adaLN (default add)")
     add("--teacher_steps", type=count(1, 1000), default=10,
         help="steps of the target's rollout, at least (default %(default)s)")
-    add_flags(add, "out/distill", max_iters=2000, batch_frames=800, lr=3e-4, warmup=20, ema=0.99, p_noref=0.1,
+    add_flags(add, "out/distill", max_iters=1300, batch_frames=800, lr=3e-4, warmup=20, ema=0.99, p_noref=0.1,
               cfg=0.7, cfg_help="guidance w inside the target (default %(default)s, the paper's)",
               eval_every=200, save_every=200)
-    add("--reuse", type=count(), default=11,
+    add("--reuse", type=count(), default=6,
         help="updates made from each teacher trajectory (default %(default)s)")
-    add("--pool", type=count(), default=195, help="trajectories kept at a time (default %(default)s)")
+    add("--pool", type=count(), default=217, help="trajectories kept at a time (default %(default)s)")
     add("--bf16", action="store_true", help="train in bfloat16 (autocast); weights and reports stay float32")
     add("--recompute", action="store_true",
         help="keep no activations inside blocks, compute them again for the gradient: less memory, slower")

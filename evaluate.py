@@ -1,9 +1,9 @@
 """Checkpoints on the same sentences, noise and voices: words, a predicted ear, voice, distance, speed.
 
-    python evaluate.py                                        shipped checkpoints on sentences of eval/
+    python evaluate.py                                        shipped checkpoints on sentences of eval/main
     python evaluate.py --ckpt teacher.pt student.pt --data DIR --held --seeds 0 1 2
     python evaluate.py --asr large-v3 --audio kokoro=DIR      other synthesisers' audio, as rows
-    python evaluate.py --prompts voices/eval/prompts          zero-shot, in the voices of recordings
+    python evaluate.py --data eval/unseen --prompts eval/prompts      zero-shot, in the voices of recordings
 
 A measure whose package is missing is left out, and a line says so:
     pip install faster-whisper whisper-normalizer       word errors by Whisper (or pocketsphinx, far weaker)
@@ -354,7 +354,7 @@ def arguments():
     add = p.add_argument
     add("--ckpt", nargs="+", default=["checkpoints/teacher.pt", "checkpoints/student.pt"], help="checkpoints")
     add("--teacher", help="whose 32 steps are the yardstick (default: the first teacher in --ckpt)")
-    add("--data", default="eval", help="recordings of the sentences to speak (default %(default)s)")
+    add("--data", default="eval/main", help="recordings of the sentences to speak (default %(default)s)")
     add("--held", action="store_true", help="use only the held-out part of --data")
     add("--count", type=count(), default=40, help="sentences (default 40)")
     add("--steps", type=count(1, 1000), nargs="+", help="default: 10 for a teacher, all of a student's")
