@@ -17,7 +17,7 @@ import sample
 import speed
 from checkpoint import load_checkpoint, save_checkpoint
 from common import BadInput, read_csv
-from conftest import SMALL, STEP, make_batch, make_corpus, run, tiny_bundle
+from conftest import ROOT, SMALL, STEP, make_batch, make_corpus, run, tiny_bundle
 from data import MelSettings
 
 def needs(package):
@@ -284,3 +284,17 @@ def test_speed_counts_the_calls_it_claims():
         batch = speed.make_batch(2, 1, MelSettings(), torch.device("cpu"))
         speed.flow_rtf({name: (net, steps, w)}, batch, MelSettings(), 1)
     assert calls == {"teacher@10": 40, "student@1": 2}                            # a warm-up each
+
+
+def test_the_table_of_natural_voices_is_its_csv():
+    """results/README.md's first table says what natural.csv does."""
+    rows, page = read_csv(ROOT / "results/natural.csv"), (ROOT / "results/README.md").read_text(encoding="utf-8")
+    head, _, *lines = page[page.index("| system |"):].split("\n\n")[0].splitlines()
+    keys = {"word error rate": ("corpus word error rate", ".3f"), "Distill-MOS": ("Distill-MOS", ".2f"),
+            "mel MSE to teacher@32": ("mel MSE", ".4f"), "variance": ("variance", ".2f"), "voice": ("own voice", ".0%")}
+    assert len(lines) == len(rows) > 4
+    for line, row in zip(lines, rows):
+        cells = dict(zip((cell.strip() for cell in head.split("|")), (cell.strip() for cell in line.split("|"))))
+        assert row["system"].removesuffix(", w = 0") == cells["system"]
+        for title, (key, form) in keys.items():
+            assert cells[title] == (f"{float(row[key]):{form}}" if row[key] not in ("", "nan") else ""), (cells, key)

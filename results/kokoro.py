@@ -1,7 +1,7 @@
 """Text to sound beside Kokoro-82M, in one process and in turn: real-time factors.
 
     pip install "kokoro-onnx>=0.6"
-    PYTHONPATH=. python results/kokoro.py kokoro-v1.0.int8.onnx voices-v1.0.bin         (corpus/make.py says whence)
+    PYTHONPATH=. python results/kokoro.py kokoro-v1.0.int8.onnx voices-v1.0.bin     (see corpus/make.py)
 """
 import contextlib
 import io
@@ -32,7 +32,8 @@ def ours(b, steps, w, vocoder):
     def say(k):
         with contextlib.redirect_stdout(io.StringIO()):
             ids = chunks(b, texts[k], b.voices[VOICE], 1.0)
-        return sum(len(vocoder(mel, b.settings)) for mel in speak(b, ids, b.voices[VOICE], steps, w)) / b.settings.rate
+        mels = speak(b, ids, b.voices[VOICE], steps, w)
+        return sum(len(vocoder(mel, b.settings)) for mel in mels) / b.settings.rate
     return say
 
 
