@@ -1,10 +1,14 @@
-"""What a checkpoint holds, to disk and back. All that speaks or trains reads and writes through here."""
+"""What a checkpoint holds, to disk and back. All that speaks or trains reads and writes through here.
+
+    python checkpoint.py out/student/student.pt small.pt     half the size, weights as 8-bit integers
+"""
+from common import BadInput, Parser, cli, fit_weights, load_torch, save_torch
+
 from dataclasses import asdict, dataclass, fields
 
 import torch
 
 import unet
-from common import BadInput, fit_weights, load_torch, save_torch
 from data import MelSettings
 from model import SIZES, DiT, DiTConfig, DurationPredictor
 
@@ -41,6 +45,22 @@ def save_checkpoint(path, b):
                           model=pack(b.model), duration=pack(b.duration) if b.duration else None,
                           mel=asdict(b.settings), vocab=b.vocab, lang=b.lang, gauss=b.gauss,
                           voices=b.voices, contract=b.contract, config=b.config))
+
+
+def to_integers(weights):
+    """Weights by name -> the same, matrices as int8, and {name: step of each row}.
+
+    A step is a tenth of the row's standard deviation, so that few bits are left to compress; where symbols
+    and mels come in and go out, which do three quarters of the damage, as fine as int8 can be.
+    """
+    steps = {}
+    for name in [name for name, value in weights.items() if value.dim() > 1]:
+        rows = weights[name].float().flatten(1)                                   # (out, in)
+        coarse = not set(name.split(".")) & {"embed", "proj_in", "proj_out"}
+        step = torch.maximum(coarse * rows.std(1) / 10, rows.abs().amax(1) / 127).clamp(min=1e-7)
+        steps[name] = step.view(-1, *[1] * (weights[name].dim() - 1))
+        weights = weights | {name: (weights[name].float() / steps[name]).round().to(torch.int8)}
+    return weights, steps
 
 
 def require(fits, what):
@@ -92,9 +112,9 @@ def check_rest(c, config, settings):
             and len(set(c["vocab"])) == len(c["vocab"]) == V, f"vocab is not {V} different symbols")
     require(isinstance(c.get("lang", ""), str), "lang is no word")
     for name, value in c["gauss"].items():
-        require(name in ("mean", "var") and value.dim() == 2 and len(value) == V + 1 and (
+        require(name in ("mean", "var") and value.dim() == 2 and len(value) == 2 * V + 2 and (
             value.isfinite().all() and (name == "mean" or (value > 0).all())),
-            f"gauss: {name} is not ({V + 1}, C) finite values")
+            f"gauss: {name} is not ({2 * V + 2}, C) finite values")
     require(c["duration"] or c.get("lang") == "f5", "the duration predictor is missing")
     require(not c["duration"] or set(c["gauss"]) == {"mean", "var"}, "gauss is missing")
     for name, voice in c["voices"].items():
@@ -127,6 +147,12 @@ def load_checkpoint(path, device="cpu"):
         net, kind, *_ = BACKBONES[backbone]
         config, settings = typed(kind, c["dit"]), typed(MelSettings, c["mel"])
         check_sizes(config, settings, len(c["model"]))
+        for name, step in c.get("steps", {}).items():                             # whole steps -> weights
+            part, name = name.split(".", 1)
+            whole = c[part][name]
+            require(whole.dtype is torch.int8 and step.shape == (len(whole), *[1] * (whole.dim() - 1)),
+                    f"steps: {name} has no step for each row of integers")
+            c[part][name] = whole * step
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
             model, duration = net(config), DurationPredictor(config.vocab) if c["duration"] else None
         fit_weights(model, c["model"], "model")
@@ -147,3 +173,24 @@ def load_teacher(path, flag, device="cpu"):
     if b.contract["kind"] != "teacher":
         raise BadInput(f"{flag} {path}: holds a student; expected a checkpoint of teacher.py")
     return b
+
+
+def main():
+    p = Parser(__doc__)
+    p.add_argument("source", help="a checkpoint")
+    p.add_argument("target", help="where the small one goes")
+    flags = p.parse_args()
+    load_checkpoint(flags.source)
+    c = load_torch(flags.source, "dsflow-1", EXPECTED)
+    steps = {}
+    for part in [part for part in ("model", "duration") if c[part]]:
+        c[part], found = to_integers(c[part])
+        steps |= {f"{part}.{name}": step for name, step in found.items()}
+    for voice in c["voices"].values():          # a mel as precise as its audio needs
+        voice["mel"] = (voice["mel"] * 32).round() / 32
+    save_torch(flags.target, c | dict(steps=steps))
+    print(f"wrote {flags.target}")
+
+
+if __name__ == "__main__":
+    cli(main)

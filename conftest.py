@@ -74,7 +74,7 @@ def tiny_bundle(config=SMALL):
     net, steps = randomised(build(config)), list(getattr(config, "steps", ()))
     voice = dict(mel=torch.randn(12, 8), text=torch.tensor([1, 2, 3]), durations=torch.tensor([4, 4, 4]))
     return checkpoint.Bundle(net, randomised(model.DurationPredictor(9)), data.MelSettings(n_mels=8), " abcdefgh",
-                             "letters", dict(mean=torch.zeros(10, 28), var=torch.ones(10, 28)), dict(a=voice),
+                             "letters", dict(mean=torch.zeros(20, 28), var=torch.ones(20, 28)), dict(a=voice),
                              dict(kind="student" if steps else "teacher", steps=steps, grid="cosine",
                                   cfg=1.5), {})
 

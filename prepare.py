@@ -74,7 +74,7 @@ def outliers(counts, seconds):
 # ---------------------------------------------------------------------------------------------------- prepare
 
 MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
-CACHE_VERSION = 7           # count it up when this, find.py, data.py or align.py changes what an entry holds
+CACHE_VERSION = 8           # count it up when this, find.py, data.py or align.py changes what an entry holds
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,
@@ -176,7 +176,7 @@ def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, kee
             except BadInput as problem:
                 skipped.append((name, str(problem).removeprefix(f"{path}: ")))
                 continue
-            if len(i) <= 2 or len(i) > len(mel):
+            if len(i) <= 2 or len(i) >= len(mel):
                 skipped.append((name, f"too short for its text ({len(mel)} frames of audio, {len(i)} symbols)"
                                 if len(i) > 2 else "no text"))
             else:
@@ -195,7 +195,7 @@ def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, kee
                        f"{counted(skipped)}; for example {skipped[-1][0]}: {skipped[-1][1]}{advice}")
     keep_rows(out / "mel.f16", frames, odd, settings.n_mels)
     rows, ids, frames = ([x for i, x in enumerate(of) if i not in odd] for of in (rows, ids, frames))
-    durations, gauss = durations_of(out / "mel.f16", frames, ids, settings, lang, len(vocab))
+    ids, durations, gauss = durations_of(out / "mel.f16", frames, ids, settings, lang, vocab)
     np.savez(out / "arrays.npz", frames=np.array(frames), counts=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).short().numpy(), durations=torch.cat(durations).short().numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
@@ -218,20 +218,20 @@ def keep_rows(path, frames, odd, n_mels):
         os.replace(path.with_suffix(".kept"), path)
 
 
-def durations_of(path, frames, ids, settings, lang, vocab_size):
-    """Align the mels in one file of frames -> durations [(L,)], the Gaussians. F5-TTS's attention aligns by
-    itself: all its frames are filed under the first symbol.
+def durations_of(path, frames, ids, settings, lang, vocab):
+    """Align the mels in one file of frames -> ids with the pauses heard [(L,)], durations, the Gaussians.
+    F5-TTS's attention aligns by itself: all its frames are filed under the first symbol.
     """
     if lang == "f5":
         none = torch.zeros(0)
-        return [torch.cat([torch.tensor([T]), torch.zeros_like(i)[1:]]) for T, i in zip(frames, ids)], \
-            {"mean": none, "var": none}
+        first = [torch.cat([torch.tensor([T]), torch.zeros_like(i)[1:]]) for T, i in zip(frames, ids)]
+        return ids, first, {"mean": none, "var": none}
     memory = np.memmap(path, np.float16, "r", shape=(sum(frames), settings.n_mels))
     start = np.cumsum(frames) - frames
 
     def features(i):
         return cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32)))
-    return align_corpus(features, frames, ids, vocab_size)
+    return align_corpus(features, frames, ids, len(vocab), reader.pauses(vocab, lang))
 
 
 # ---------------------------------------------------------------------------------------------------- command

@@ -107,11 +107,12 @@ def make_voice(b, path, words):
     settings = b.settings
     mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
     ids = encode_checked(words, b, "--prompt_text")
-    if len(ids) > len(mel):
+    if len(ids) >= len(mel):
         seconds = len(mel) * settings.hop / settings.rate
         raise BadInput(f"--prompt {path}: {seconds:.1f} s for {len(ids)} symbols of --prompt_text; expected "
-                       "at least one frame a symbol")
-    return dict(mel=mel, text=ids, durations=align(cepstra(mel), ids, b.gauss))
+                       "more frames than symbols")
+    ids, durations = align(cepstra(mel), ids, b.gauss, reader.pauses(b.vocab, b.lang))
+    return dict(mel=mel, text=ids, durations=durations)
 
 
 def encode_checked(words, b, flag):

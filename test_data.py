@@ -125,28 +125,62 @@ def test_alignment_recovers_known_boundaries():
     features = [sound[t.repeat_interleave(d)] + torch.randn(int(d.sum()), 28, generator=g)
                 for t, d in zip(texts, truth)]
     lengths = [len(f) for f in features]
-    found, gauss = align.align_corpus(lambda i: features[i], lengths, texts, 10)
-    few, _ = align.align_corpus(lambda i: features[i], lengths, texts, 10, learn=25)   # as a large corpus is
+    same, found, gauss = align.align_corpus(lambda i: features[i], lengths, texts, 10)
+    few = align.align_corpus(lambda i: features[i], lengths, texts, 10, learn=25)[1]   # as a large corpus is
+    assert all(torch.equal(a, b) for a, b in zip(same, texts))                    # no symbol is silence: no pauses
     assert sum(int((f - d).abs().sum()) for f, d in zip(few, found)) < 0.1 * sum(lengths)
     assert all(int(f.sum()) == int(d.sum()) and (f >= 1).all() for f, d in zip(found, truth))
     off = torch.cat([(f.cumsum(0) - d.cumsum(0)).abs() for f, d in zip(found, truth)])
     assert (off <= 1).float().mean() > 0.95, off.float().mean()
-    assert torch.equal(align.align(features[3], texts[3], gauss), found[3])
+    assert torch.equal(align.align(features[3], texts[3], gauss)[1], found[3])
 
 
 def test_the_path_is_the_best_of_all_monotonic_ones():
-    """Against every way to cut 8 frames into 4 parts."""
+    """Against every path of 8 frames through the 6 states of 3 symbols that passes over one state at most."""
     g = torch.Generator().manual_seed(1)
-    gauss = dict(mean=torch.randn(6, 3, generator=g), var=torch.rand(6, 3, generator=g) + 0.5)
+    gauss = dict(mean=torch.randn(12, 3, generator=g), var=torch.rand(12, 3, generator=g) + 0.5)
     for seed in range(5):
-        features, ids = torch.randn(8, 3, generator=g.manual_seed(seed)), torch.randint(1, 6, (4,), generator=g)
+        features, ids = torch.randn(8, 3, generator=g.manual_seed(seed)), torch.randperm(5, generator=g)[:3] + 1
         normal = torch.distributions.Normal(gauss["mean"], gauss["var"].sqrt())
         score = {}
-        for cuts in itertools.combinations(range(1, 8), 3):
-            lengths = torch.tensor([0, *cuts, 8]).diff()
-            spoken = ids.repeat_interleave(lengths)
-            score[tuple(lengths.tolist())] = float(normal.log_prob(features[:, None])[range(8), spoken].sum())
-        assert tuple(align.align(features, ids, gauss).tolist()) == max(score, key=score.get)
+        for steps in itertools.product((0, 1, 2), repeat=7):
+            if sum(steps) == 5:
+                state = torch.tensor([0, *steps]).cumsum(0)                       # (T,)
+                row = 2 * ids[state // 2] + state % 2
+                score[tuple(state.tolist())] = float(normal.log_prob(features[:, None])[range(8), row].sum())
+        best = torch.tensor(max(score, key=score.get)) // 2
+        found, durations = align.align(features, ids, gauss)
+        assert torch.equal(found, ids) and torch.equal(durations, best.bincount())
+
+
+def test_a_pause_that_nobody_wrote_is_heard():
+    """Silence of 8 frames between two sounds becomes the symbol of a pause there; one of 3 frames, as in a stop,
+    does not; beside a written pause there is no second one; without symbols of silence nothing is put in.
+    """
+    g = torch.Generator().manual_seed(0)
+    sound, comma = torch.randn(11, 28, generator=g) * 3, 10
+    features, texts, truth = [], [], []
+    for n in range(60):
+        text = torch.randperm(9, generator=g)[:8] + 1
+        text[3] = comma if n % 2 else text[3]
+        heard = text.tolist()[:6] + [comma] * (n % 3 == 0) + text.tolist()[6:]
+        lasts = [9 if s == comma else 5 for s in heard]
+        frames = sound[torch.tensor(heard).repeat_interleave(torch.tensor(lasts))]
+        if n % 3 == 1:
+            frames = torch.cat([frames[:8], sound[comma].expand(3, -1), frames[8:]])
+        features.append(frames + 0.3 * torch.randn(frames.shape, generator=g))
+        texts.append(text), truth.append(heard)
+    lengths = [len(f) for f in features]
+    found, durations, gauss = align.align_corpus(lambda i: features[i], lengths, texts, 10, silent=[comma])
+    assert [f.tolist() for f in found] == truth
+    assert [int(d.sum()) for d in durations] == lengths and all((d >= 1).all() for d in durations)
+    assert abs(durations[0][6] - 9) <= 1
+    assert [f.tolist() for f in align.align_corpus(lambda i: features[i], lengths, texts, 10)[0]] == [
+        t.tolist() for t in texts]
+    crowded = torch.randn(9, 28, generator=g)                                     # 8 symbols: one frame each fits
+    assert align.align(crowded, texts[0], gauss, [comma])[1].tolist().count(1) >= 7
+    assert prepare.reader.pauses([" ", ",", ".", "a"], "en-us") == [2, 1, 3]
+    assert not prepare.reader.pauses([" ", ",", ".", "a"], "none") and not prepare.reader.pauses(["a"], "de")
 
 
 # ---------------------------------------------------------------------------------------------------- corpora
@@ -234,8 +268,8 @@ def test_many_utterances_are_indexed_and_batched_in_little_memory(tmp_path, monk
     frames, settings = torch.randn(100, 40), MelSettings(n_mels=40)
     monkeypatch.setattr(prepare, "load_audio", lambda *_, **__: None)             # not what is tested
     monkeypatch.setattr(prepare, "mel_spectrogram", lambda *_: frames[:next(sizes)])
-    monkeypatch.setattr(prepare, "align_corpus", lambda _, lengths, ids, V: (
-        [torch.bincount(torch.arange(T) * len(i) // T) for T, i in zip(lengths, ids)],
+    monkeypatch.setattr(prepare, "align_corpus", lambda _, lengths, ids, V, silent: (
+        ids, [torch.bincount(torch.arange(T) * len(i) // T) for T, i in zip(lengths, ids)],
         dict(mean=torch.zeros(V), var=torch.ones(V))))
 
     def prepared():

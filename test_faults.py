@@ -250,9 +250,11 @@ def changed(tree, path, value):
     return dict(tree, **{path[0]: changed(tree[path[0]], path[1:], value) if path[1:] else value})
 
 
-def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path):
+@pytest.mark.parametrize("small", [False, True])
+def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path, small):
     """Each entry in turn is left out, or holds what it should not: refused in one line, or spoken as before."""
     checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle(STEP))
+    assert not small or run(checkpoint, tmp_path / "a.pt", tmp_path / "a.pt") == 0
     whole = torch.load(tmp_path / "a.pt", weights_only=True)
     refused = 0
     for number, (path, value) in enumerate(branches(whole)):

@@ -4,8 +4,9 @@
 
 A language code: gruut looks words up, or guesses them, and a symbol is a phoneme (a vowel with its stress is
 one) or a pause: " " before the first word, "," within a sentence, and . ! ? at its end, whatever was written.
-There is none between words, since nothing is heard there. Three codes have no phonemes: "none", characters as
-they are written; "letters", those of the spoken English words; "f5", the tokens of F5-TTS (f5.py).
+There is none between words; where a recording pauses there, align.py hears it and puts one in. Three codes
+have no phonemes: "none", characters as they are written; "letters", those of the spoken English words; "f5",
+the tokens of F5-TTS (f5.py).
 
 English is first rewritten where gruut reads it wrong, see english.py.
 """
@@ -253,6 +254,13 @@ def symbols(text, lang="en-us"):
     found = [pronounce(sentence, lang) for sentence in split(text, lang)]
     out = [symbol for s, _, _ in found for symbol in s]
     return [" "] * bool(out) + out, [token for *_, lost in found for token in lost]
+
+
+def pauses(vocab, lang):
+    """Ids of the symbols that are silence, a pause's first; [] where those between words are symbols already."""
+    phonemes = lang not in ("none", "letters", "f5")
+    has = phonemes and "," in vocab
+    return [vocab.index(mark) + 1 for mark in ", .!?" if mark in vocab] if has else []
 
 
 def spoken(text, lang="en-us"):
