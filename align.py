@@ -33,7 +33,7 @@ def cepstra(mel, n=14):
 
 
 def states(ids, silent):
-    """Symbols (L,) -> Gaussian and place in ids of all states on the way, (S,) each: two states of each symbol
+    """Symbols (L,) -> Gaussian and place in ids of all states on the way, (S,) each: two of each symbol
     and, unless silent is empty, between every two sounds the silence of silent[0], with place -1.
     """
     sounds = ~torch.isin(ids, silent)

@@ -257,7 +257,7 @@ def symbols(text, lang="en-us"):
 
 
 def pauses(vocab, lang):
-    """Ids of the symbols that are silence, a pause's first; [] where those between words are symbols already."""
+    """Ids of the symbols that are silence, a pause's first; [] if those between words are symbols."""
     phonemes = lang not in ("none", "letters", "f5")
     has = phonemes and "," in vocab
     return [vocab.index(mark) + 1 for mark in ", .!?" if mark in vocab] if has else []
