@@ -834,12 +834,12 @@ def test_the_readmes_paper_to_code_map_points_at_the_right_lines():
 
 
 def test_the_shipped_student_is_close_to_the_shipped_teacher(tmp_path):
-    """From the same noise, student@1 must be nearer to teacher@10 than teacher@1 is."""
+    """From the same noise, student@1 must be nearer to teacher@10 than teacher@1 is, and near it."""
     t, s = (checkpoint.load_checkpoint(ROOT / "checkpoints" / f"{k}.pt") for k in ("teacher", "student"))
     ids = [text.encode("The old clock in the hall struck seven, and nobody moved.", t.vocab, t.lang)[0]]
     voice, w = next(iter(t.voices.values())), s.contract["cfg"]
     goal, own, one = (sample.speak(b, ids, voice, n, g)[0] for b, n, g in ((t, 10, w), (t, 1, 0.0), (s, 1, 0.0)))
-    assert ((one - goal) ** 2).mean() < 0.6 * ((own - goal) ** 2).mean()
+    assert ((one - goal) ** 2).mean() < min(0.04, 0.6 * ((own - goal) ** 2).mean())
     spoken = tmp_path / "x.wav"
     assert run(sample, "--text", "Hello there.", "--ckpt", ROOT / "checkpoints" / "student.pt", "--out", spoken) == 0
     assert 0.3 < soundfile.info(spoken).duration < 3

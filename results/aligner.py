@@ -28,7 +28,8 @@ class Session:
     def __init__(self, path):
         graph = onnx.load(path)
         graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(DURATIONS))
-        self.inner = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        self.inner = onnxruntime.InferenceSession(graph.SerializeToString(),
+                                                  providers=["CPUExecutionProvider"])
         self.runs = []
 
     def __getattr__(self, name):
@@ -42,7 +43,7 @@ class Session:
 
 
 def told(kokoro, words, voice):
-    """Starts of the words in seconds of the recording as corpus/make.py cut it, by Kokoro; None if unusable."""
+    """Starts of the words in seconds of the recording as corpus/make.py cut it, by Kokoro; or None."""
     kokoro.sess.runs.clear()
     words = re.sub(r"\b(Mr|Mrs|Dr)\.", r"\1", words)
     wav, rate = kokoro.create(words, voice, lang="en-gb" if voice[0] == "b" else "en-us", trim=False)
