@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 
-PAUSE = 6                       # frames of silence, 96 ms, that are a pause: a stop's closure is shorter
+PAUSE = 6                       # frames of silence that are a pause: 96 ms here; a stop's closure is shorter
 OPTIONAL_FROM = 3               # rounds before silence is estimated well enough to look for it
 
 

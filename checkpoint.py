@@ -182,6 +182,8 @@ def main():
     flags = p.parse_args()
     load_checkpoint(flags.source)
     c = load_torch(flags.source, "dsflow-1", EXPECTED)
+    if "steps" in c:
+        raise BadInput(f"{flags.source}: holds integers already; expected what a training wrote")
     steps = {}
     for part in [part for part in ("model", "duration") if c[part]]:
         c[part], found = to_integers(c[part])

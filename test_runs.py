@@ -94,7 +94,8 @@ def test_a_small_checkpoint_has_each_weight_to_half_a_step(tmp_path, config, cap
     common.save_torch(tmp_path / "c.pt", content)
     with pytest.raises(BadInput, match="c.pt"):                                   # no integers taken for weights
         checkpoint.load_checkpoint(tmp_path / "c.pt")
-    assert run(checkpoint, tmp_path / "absent.pt", tmp_path / "d.pt") == 2 and not (tmp_path / "d.pt").exists()
+    for source in ("absent.pt", "b.pt"):                                          # b.pt: integers already
+        assert run(checkpoint, tmp_path / source, tmp_path / "d.pt") == 2 and not (tmp_path / "d.pt").exists()
 
 
 def test_steps_and_guidance_by_default_and_at_most():
