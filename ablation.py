@@ -9,7 +9,8 @@ All runs of a seed share teacher trajectories, and update() and begin() of disti
 number of updates, and the same seconds: as many updates as fit into the time that DSFlow's take, both
 measured in turn, with a learning-rate schedule that ends there; a system whose updates take as long (5 %)
 keeps its row of equal updates. A row is written when it is done, with the settings it was made with; a run
-that was cut off continues with the next one.
+that was cut off continues with the next one. Students of equal updates are kept in --out/students, so that
+evaluate.py --ckpt can hear them.
 """
 from common import (BadInput, Parser, as_cell, cli, count, markdown, mean_and_spread, pick_device, read_csv,
                     synchronise, write_csv, write_text)
@@ -18,8 +19,10 @@ import argparse
 import importlib.util
 import itertools
 import math
+import re
 import statistics
 import time as clock
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ from tqdm import tqdm
 import baselines
 import distill
 import intmeanflow
-from checkpoint import load_teacher
+from checkpoint import load_teacher, save_checkpoint
 from distill import Trajectories, begin, update
 from evaluate import distance
 from model import count_parameters
@@ -131,6 +134,21 @@ def pace(flags, base, methods, teacher, trajectories, rounds=12):
             synchronise(next(teacher.parameters()).device)
             spent.append(clock.perf_counter() - start)
     return sum(times[1]) / sum(times[0])
+
+
+def keep(nets, flags, method, b, folder):
+    """Write the students of a system, {steps: network}, as checkpoints NAME-SEED.pt, with -STEPS where each
+    step count has its own. b: the teacher's Bundle.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{re.sub('[^a-z0-9]+', '_', flags.name.lower())}-{flags.seed}"
+    for net in dict.fromkeys(nets.values()):
+        mine = sorted(n for n in nets if nets[n] is net)
+        contract = dict(kind="student", steps=mine if method.time == "step" else [], default=mine[0],
+                        grid="cosine", cfg=flags.cfg)
+        suffix = "" if len(mine) == len(nets) else f"-{mine[0]}"
+        config = vars(flags) | dict(out=str(flags.out))
+        save_checkpoint(folder / f"{name}{suffix}.pt", replace(b, model=net, contract=contract, config=config))
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -293,7 +311,10 @@ def main():
                     continue
                 flags.max_iters = max(1, round(flags.max_iters * many))
             nets, seconds = train(flags, methods, teacher, trajectories)
-            row = measure({n: net for n, net in nets.items() if n in flags.steps}, fixed, goals)
+            nets = {n: net for n, net in nets.items() if n in flags.steps}
+            if budget == "updates":
+                keep(nets, flags, methods[flags.method], b, ours.out / "students")
+            row = measure(nets, fixed, goals)
             row[f"variance@{min(flags.steps)}"] /= own
             size = count_parameters(nets[min(flags.steps)])[0]
             rows.add({"system": name, "seed": seed, "budget": budget, "updates": flags.max_iters,

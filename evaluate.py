@@ -212,7 +212,7 @@ def load_all(flags, device):
             raise BadInput(f"--ckpt {path}: other mel settings than the teacher's, they cannot share a table")
     taken = [(name, b, *check_steps(b, n, w)) for name, b in zip(short_names(flags.ckpt), bundles)
              for n in flags.steps or b.contract["steps"] or [b.contract.get("default", 10)]
-             for w in (flags.cfg if flags.cfg and b.contract["kind"] == "teacher" else [None])]
+             for w in (flags.cfg if b.contract["kind"] == "teacher" else flags.student_cfg) or [None]]
     return teacher, {f"{name}@{n}, w = {w:g}": (b, n, w) for name, b, n, w in taken}
 
 
@@ -359,6 +359,7 @@ def arguments():
     add("--count", type=count(), default=40, help="sentences (default 40)")
     add("--steps", type=count(1, 1000), nargs="+", help="default: 10 for a teacher, all of a student's")
     add("--cfg", type=number(0, 20), nargs="+", help="guidance of teachers (default: the checkpoint's own)")
+    add("--student_cfg", type=number(0, 20), nargs="+", help="guidance of students (default 0: weak CFG's use)")
     add("--seeds", type=count(0), nargs="+", default=[0], help="of the noise (default 0)")
     add("--prompts", help="a folder like --data: speak as its speakers in turn, after each one's first take")
     add("--audio", nargs="+", default=[], metavar="NAME=FOLDER", help="others' audio of the sentences, files "

@@ -561,6 +561,18 @@ def test_a_network_without_tokens_is_distilled_further(trained, tmp_path, capsys
     assert "--init" in one_line(capsys)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_script_runs_on_cuda(trained, tmp_path):
+    """Past the duration predictor's last update too, where its gradients are none: once that mixed devices."""
+    flags = [*trained.flags[:4], "--batch_frames", 400, "--device", "cuda"]
+    assert run(teacher, *flags, "--out", tmp_path / "t", "--max_iters", 3, "--duration_iters", 1) == 0
+    of = ["--teacher", tmp_path / "t" / "teacher.pt"]
+    for script, out in ((distill, "s"), (intmeanflow, "i")):
+        assert run(script, *flags, *of, "--bf16", "--out", tmp_path / out, "--max_iters", 2, "--pool", 2) == 0
+    assert run(sample, "--ckpt", tmp_path / "s" / "student.pt", "--device", "cuda", "--text", "hello", "--out",
+               tmp_path / "x.wav") == 0
+
+
 def test_meanflow_with_recompute_is_one_line(trained, tmp_path, capsys, bare):
     assert run(baselines, *trained.flags, *trained.of, "--method", "meanflow", "--recompute", "--out", tmp_path,
                "--pool", 1) == 2
@@ -726,6 +738,9 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
     assert sorted(r[key] for r in again if r["budget"] == "updates") == sorted(
         r[key] for r in made if r["budget"] == "updates")                         # the same figures again
     assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 2
+    kept = {path.name: checkpoint.load_checkpoint(path) for path in (tmp_path / "students").iterdir()}
+    assert sorted(kept) == [f"dual_tokens_{weak}_cfg-{seed}.pt" for weak in ("no", "weak") for seed in (0, 1)]
+    assert all(b.contract["kind"] == "student" and b.contract["steps"] == [1, 2, 4] for b in kept.values())
     assert run(ablation, *both, "--only", "nothing") == 2 and "--only nothing" in capsys.readouterr().err
     other = [*both, "--max_iters", 1, "--budgets", "updates", "--only", "dual, tokens, w"]
     assert run(ablation, *other) == 0 and len(rows()) == 8 + 2                    # other settings, other rows
