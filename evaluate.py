@@ -53,7 +53,6 @@ PROSODY = {"log F0 correlation": ".2f", "log F0 RMSE": ".3f", "pitch correlation
            "hnr correlation": ".2f", "jitter correlation": ".2f", "shimmer correlation": ".2f",
            "pitch Hz": ".0f", "HNR dB": ".1f", "jitter": ".2%", "shimmer": ".1%", "voiced": ".0%"}
 
-
 INTERVALS = ("mel MSE", "word error rate", "Distill-MOS")
 
 
@@ -216,15 +215,15 @@ def load_all(flags, device):
     return teacher, {f"{name}@{n}, w = {w:g}": (b, n, w) for name, b, n, w in taken}
 
 
-def say(b, texts, speakers, voices, steps, w, seed, grid=None):
+def say(b, texts, speakers, voices, steps, w, seed, grid=None, temperature=1.0):
     """Ids of texts [(L,)] -> mels [(T, M)], each in its speaker's voice or the first."""
-    mels = [None] * len(texts)
+    mels = {}
     for name in dict.fromkeys(speakers):                                          # one voice at a time
         mine = [k for k, speaker in enumerate(speakers) if speaker == name]
         voice = voices.get(name) or next(iter(voices.values()), None)
-        for k, mel in zip(mine, speak(b, [texts[k] for k in mine], voice, steps, w, seed, 1.0, grid)):
-            mels[k] = mel
-    return mels
+        mels |= zip(mine, speak(b, [texts[k] for k in mine], voice, steps, w, seed, 1.0, grid,
+                                temperature=temperature))
+    return [mels[k] for k in range(len(texts))]
 
 
 def spread_over_noises(b, texts, speakers, voices, steps, w, noises=4):
@@ -334,10 +333,11 @@ def evaluate(flags, teacher, systems, device):
                              / spread_over_noises(teacher, ids[:4], speakers[:4], own, 10, inside))
         for seed in flags.seeds:
             if (inside, seed) not in goals:
-                goal = say(teacher, ids, speakers, own, 32, inside, seed, cosine_grid(32))
+                goal = say(teacher, ids, speakers, own, 32, inside, seed, cosine_grid(32), flags.temperature)
                 praat = listen(sound(goal), texts, settings.rate, {"prosody": ears.get("prosody")})
                 goals[inside, seed] = goal, praat
-            mels, goal = say(b, mine, speakers, ready, n, w, seed), goals[inside, seed]
+            mels = say(b, mine, speakers, ready, n, w, seed, None, flags.temperature)
+            goal = goals[inside, seed]
             if [len(x) for x in mels] != [len(x) for x in goal[0]]:
                 tqdm.write(f"{name}: other durations than the teacher's, no distance and correlations")
                 goal = None
@@ -359,8 +359,9 @@ def arguments():
     add("--count", type=count(), default=40, help="sentences (default 40)")
     add("--steps", type=count(1, 1000), nargs="+", help="default: 10 for a teacher, all of a student's")
     add("--cfg", type=number(0, 20), nargs="+", help="guidance of teachers (default: the checkpoint's own)")
-    add("--student_cfg", type=number(0, 20), nargs="+", help="guidance of students (default 0: weak CFG's use)")
+    add("--student_cfg", type=number(0, 20), nargs="+", help="guidance of students (default 0)")
     add("--seeds", type=count(0), nargs="+", default=[0], help="of the noise (default 0)")
+    add("--temperature", type=number(0, 2), default=1.0, help="as in sample.py (default 1)")
     add("--prompts", help="a folder like --data: speak as its speakers in turn, after each one's first take")
     add("--audio", nargs="+", default=[], metavar="NAME=FOLDER", help="others' audio of the sentences, files "
         "named by the recording's id in --data, or by the sentence's number from 0")

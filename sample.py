@@ -153,12 +153,13 @@ def plan(b, texts, voice, speed):
             for ids, d in zip(texts, predict(texts, speed))]
 
 
-def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=BATCH, start=0):
+def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=BATCH, start=0,
+          temperature=1.0):
     """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
 
     texts: what its front end's chunks() gives. voice: a prompt (make_voice) that gives voice and speaking
     rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,), None: b's
-    own. Item i's noise comes from (seed, start + i).
+    own. Item i's noise comes from (seed, start + i); temperature is its standard deviation.
     """
     device, M = next(b.model.parameters()).device, b.settings.n_mels
     grid = own_grid(b, steps) if grid is None else grid
@@ -173,7 +174,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
         ref = torch.zeros(len(ids), frames.shape[1], M)
         ref[:, :P] = prompt
         made = dict(text=pad(ids, batch_first=True), align=pad(aligns, batch_first=True), ref=ref,
-                    x0=noise(seed, lengths, M, start + first),
+                    x0=temperature * noise(seed, lengths, M, start + first),
                     mask=frames < lengths[:, None] if len(ids) > 1 else None,     # (B, T)
                     known=None if drift else (frames < P).expand(len(ids), -1))
         made = {name: v if v is None else v.to(device) for name, v in made.items()}
@@ -269,16 +270,15 @@ def arguments():
     add("--prompt", help="a recording whose voice to use, with --prompt_text")
     add("--prompt_text", help="the words spoken in --prompt")
     add("--speed", type=number(0.25, 4), default=1.0, help="2 is twice as fast (default 1)")
-    add("--seed", type=number(0, 10**9, int), default=0,
-        help="noise of item i is drawn from (seed, i) (default 0)")
+    add("--seed", type=number(0, 10**9, int), default=0, help="item i's noise is from (seed, i) (default 0)")
+    add("--temperature", type=number(0, 2), default=1.0,
+        help="standard deviation of the noise: below 1 less varied and often clearer, try 0.6 (default 1)")
     add("--vocoder", help="griffin_lim, a .pt of vocoder.py, or a folder or hub name of SpeechT5's "
         "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits, else griffin_lim)")
-    add("--bf16", action="store_true", help="compute in bfloat16: faster on most machines")
-    add("--compile", action="store_true",
-        help="torch.compile the network: half a minute, for long text on CUDA")
+    add("--bf16", action="store_true", help="compute in bfloat16: pays for large networks and long batches")
+    add("--compile", action="store_true", help="torch.compile the network: half a minute, for long text")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    add("--out", type=Path, default=Path("out/sample.wav"),
-        help="where the audio goes, .wav or .flac; a .png of the mel goes beside it")
+    add("--out", type=Path, default=Path("out/sample.wav"), help="a .wav or .flac; a .png goes beside it")
     flags = p.parse_args()
     out = flags.out
     if flags.text is None and flags.text_file is None:
@@ -315,7 +315,7 @@ def main():
             start = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
                 mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
-                             start=first)
+                             start=first, temperature=flags.temperature)
             synchronise(device)
             spent[0] += clock.perf_counter() - start
             for mel in mels:

@@ -452,6 +452,8 @@ def test_batch_of_one_and_of_four_speak_the_same(config):
     assert all(torch.equal(x, y) for x, y in zip(four, again))
     other = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4, seed=1)
     assert not torch.allclose(four[0], other[0], atol=1e-2)
+    still, same = (sample.speak(bundle, ids[:1], bundle.voices["a"], seed=seed, temperature=0.0)[0] for seed in (0, 1))
+    assert torch.equal(still, same) and not torch.allclose(four[0], still, atol=1e-2)
 
 
 @pytest.mark.parametrize("config", BACKBONES.values())
