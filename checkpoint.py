@@ -51,13 +51,16 @@ def to_integers(weights):
     """Weights by name -> the same, matrices as int8, and {name: step of each row}.
 
     A step is a tenth of the row's standard deviation, so that few bits are left to compress; where symbols
-    and mels come in and go out, which do three quarters of the damage, as fine as int8 can be.
+    and mels come in and go out, which do three quarters of the damage, as fine as int8 can be. A matrix of
+    which most would be lost, as what IntMeanFlow learns beside the ones of its [I | 0], stays as it is.
     """
     steps = {}
     for name in [name for name, value in weights.items() if value.dim() > 1]:
         rows = weights[name].float().flatten(1)                                   # (out, in)
         coarse = not set(name.split(".")) & {"embed", "proj_in", "proj_out"}
         step = torch.maximum(coarse * rows.std(1) / 10, rows.abs().amax(1) / 127).clamp(min=1e-7)
+        if (rows.abs() < step[:, None]).float().mean() > 0.5:
+            continue
         steps[name] = step.view(-1, *[1] * (weights[name].dim() - 1))
         weights = weights | {name: (weights[name].float() / steps[name]).round().to(torch.int8)}
     return weights, steps

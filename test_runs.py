@@ -98,6 +98,13 @@ def test_a_small_checkpoint_has_each_weight_to_half_a_step(tmp_path, config, cap
         assert run(checkpoint, tmp_path / source, tmp_path / "d.pt") == 2 and not (tmp_path / "d.pt").exists()
 
 
+def test_integers_keep_what_is_small_beside_ones():
+    """As of intmeanflow.py's [I | 0] after training: a step of 1/127 would take all that was learnt."""
+    learnt = torch.eye(32, 64) + 0.002 * torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    weights, steps = checkpoint.to_integers({"pair.weight": learnt, "other.weight": torch.randn(32, 64)})
+    assert torch.equal(weights["pair.weight"], learnt) and set(steps) == {"other.weight"}
+
+
 def test_steps_and_guidance_by_default_and_at_most():
     assert sample.check_steps(tiny_bundle(), None, None) == (10, 1.5)
     assert sample.check_steps(tiny_bundle(STEP), None, None) == (1, 0.0)

@@ -14,6 +14,7 @@ import torch
 from kokoro_onnx import Kokoro
 
 from checkpoint import load_checkpoint
+from common import write_csv
 from sample import chunks, speak
 from speed import processor, text_to_sound_rtf
 from vocoder import load_vocoder
@@ -46,10 +47,11 @@ fast = ours(student, 1, 0.0, learned)
 texts = Path("eval/sentences.txt").read_text().splitlines()
 texts = [texts[k] for k in range(len(texts)) if 3 <= fast(k) <= 5][:12]
 rtf = text_to_sound_rtf({
-    "student@1": fast, "student@4": ours(student, 4, 0.0, learned),
+    "student@1": fast, "student@2": ours(student, 2, 0.0, learned), "student@4": ours(student, 4, 0.0, learned),
     "teacher@10": ours(teacher, 10, teacher.contract["cfg"], learned),
     "student@1, Griffin-Lim from the pseudo-inverse": ours(student, 1, 0.0, plain),
     "Kokoro-82M": theirs}, len(texts), torch.device("cpu"))
-print(f"{len(texts)} sentences of 3 to 5 s, {processor(torch.device('cpu'))}: p50, p95")
-for name, values in rtf.items():
-    print(f"| {name} | {np.percentile(values, 50):.4f} | {np.percentile(values, 95):.4f} |")
+write_csv(Path("results/speed.csv"), [
+    dict(system=name, **{f"RTF p{p}": float(np.percentile(values, p)) for p in (50, 95)})
+    for name, values in rtf.items()])
+print(f"{len(texts)} sentences of 3 to 5 s, {processor(torch.device('cpu'))}: results/speed.csv")

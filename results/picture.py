@@ -1,0 +1,24 @@
+"""assets/quality.png: Distill-MOS and words against the time from text to sound, from the CSVs here.
+
+    PYTHONPATH=. python results/picture.py
+"""
+from pathlib import Path
+
+from common import pyplot, read_csv, whole
+
+HERE = Path(__file__).parent
+judged = {row["system"].split(",")[0]: row for row in read_csv(HERE / "natural.csv")}
+judged["Kokoro-82M"] = judged["recording"]      # it spoke the recordings
+plt = pyplot()
+fig, ax = plt.subplots(figsize=(6, 3), constrained_layout=True)
+for row in read_csv(HERE / "speed.csv"):
+    if row["system"] in judged:
+        heard = judged[row["system"]]
+        x, y = float(row["RTF p50"]), float(heard["Distill-MOS"])
+        ax.plot(x, y, "o", color="tab:blue")
+        ax.annotate(f"{row['system']}\nwords {float(heard['corpus word error rate']):.3f}", (x, y), (6, -4),
+                    textcoords="offset points", fontsize=7)
+ax.set(xscale="log", xlim=(0.008, 1.2), ylim=(2.3, 4.5), ylabel="Distill-MOS",
+       xlabel="seconds of work per second of speech, text to sound, two cores")
+with whole(HERE.parent / "assets/quality.png") as partial:
+    fig.savefig(partial, dpi=80)
