@@ -147,8 +147,8 @@ def keep(nets, flags, method, b, folder):
         contract = dict(kind="student", steps=mine if method.time == "step" else [], default=mine[0],
                         grid="cosine", cfg=flags.cfg)
         suffix = "" if len(mine) == len(nets) else f"-{mine[0]}"
-        config = vars(flags) | dict(out=str(flags.out))
-        save_checkpoint(folder / f"{name}{suffix}.pt", replace(b, model=net, contract=contract, config=config))
+        student = replace(b, model=net, contract=contract, config=vars(flags) | dict(out=str(flags.out)))
+        save_checkpoint(folder / f"{name}{suffix}.pt", student)
 
 
 # ------------------------------------------------------------------------------------------------- measuring

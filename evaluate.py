@@ -361,7 +361,7 @@ def arguments():
     add("--cfg", type=number(0, 20), nargs="+", help="guidance of teachers (default: the checkpoint's own)")
     add("--student_cfg", type=number(0, 20), nargs="+", help="guidance of students (default 0)")
     add("--seeds", type=count(0), nargs="+", default=[0], help="of the noise (default 0)")
-    add("--temperature", type=number(0, 2), default=1.0, help="as in sample.py (default 1)")
+    add("--temperature", type=number(0, 2), default=1.0, help="as in sample.py (default 1, as in training)")
     add("--prompts", help="a folder like --data: speak as its speakers in turn, after each one's first take")
     add("--audio", nargs="+", default=[], metavar="NAME=FOLDER", help="others' audio of the sentences, files "
         "named by the recording's id in --data, or by the sentence's number from 0")

@@ -271,8 +271,8 @@ def arguments():
     add("--prompt_text", help="the words spoken in --prompt")
     add("--speed", type=number(0.25, 4), default=1.0, help="2 is twice as fast (default 1)")
     add("--seed", type=number(0, 10**9, int), default=0, help="item i's noise is from (seed, i) (default 0)")
-    add("--temperature", type=number(0, 2), default=1.0,
-        help="standard deviation of the noise: below 1 less varied and often clearer, try 0.6 (default 1)")
+    add("--temperature", type=number(0, 2), help="standard deviation of the noise: below 1 less varied and "
+        "clearer, as in Matcha-TTS (default 0.5, for F5-TTS 1, which is what training knows)")
     add("--vocoder", help="griffin_lim, a .pt of vocoder.py, or a folder or hub name of SpeechT5's "
         "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits, else griffin_lim)")
     add("--bf16", action="store_true", help="compute in bfloat16: pays for large networks and long batches")
@@ -306,8 +306,9 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:
         b.model.compile(dynamic=True)           # one program for every length
-    calls, spent, shown = [], [0.0, 0.0], []    # calls: count what really happens, not what should
+    calls, spent, shown, length = [], [0.0, 0.0], [], 0.0    # calls: count what happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
+    heat = flags.temperature if flags.temperature is not None else 1.0 if front_end(b) is f5 else 0.5
     rate, hop, gain = b.settings.rate, b.settings.hop, (voice or {}).get("gain", 1.0)
 
     def sounds():                               # audio of the chunks, BATCH at a time: memory stays flat
@@ -315,7 +316,7 @@ def main():
             start = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
                 mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
-                             start=first, temperature=flags.temperature)
+                             start=first, temperature=heat)
             synchronise(device)
             spent[0] += clock.perf_counter() - start
             for mel in mels:
@@ -324,7 +325,6 @@ def main():
                 spent[1] += clock.perf_counter() - start
                 shown.extend([mel] if sum(map(len, shown)) < PICTURE * rate / hop else [])
                 yield wav
-    length = 0
     with audio_file(out, rate) as append:
         for piece in crossfade(sounds(), int(front_end(b).FADE * rate)):
             append(piece)

@@ -47,7 +47,7 @@ fast = ours(student, 1, 0.0, learned)
 texts = Path("eval/sentences.txt").read_text().splitlines()
 texts = [texts[k] for k in range(len(texts)) if 3 <= fast(k) <= 5][:12]
 rtf = text_to_sound_rtf({
-    "student@1": fast, "student@2": ours(student, 2, 0.0, learned), "student@4": ours(student, 4, 0.0, learned),
+    "student@1": fast, **{f"student@{n}": ours(student, n, 0.0, learned) for n in (2, 4)},
     "teacher@10": ours(teacher, 10, teacher.contract["cfg"], learned),
     "student@1, Griffin-Lim from the pseudo-inverse": ours(student, 1, 0.0, plain),
     "Kokoro-82M": theirs}, len(texts), torch.device("cpu"))

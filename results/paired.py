@@ -1,4 +1,4 @@
-"""Is one system better than another? Paired over the same sentences, seeds pooled: difference, 95 % bootstrap.
+"""Is one system better than another? Paired over sentences, seeds pooled: difference, 95 % bootstrap.
 
     PYTHONPATH=. python results/paired.py out/evaluate/utterances.csv teacher@10 student@1
 
