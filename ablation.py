@@ -114,7 +114,7 @@ def train(flags, methods, teacher, trajectories):
             times.append(clock.perf_counter() - start)
         before = own["ema"]
         nets |= dict.fromkeys(stage.steps, own["ema"])
-    return nets, statistics.median(times)
+    return {n: net for n, net in nets.items() if n in flags.steps}, statistics.median(times)
 
 
 def pace(flags, base, methods, teacher, trajectories, rounds=12):
@@ -311,15 +311,13 @@ def main():
                     continue
                 flags.max_iters = max(1, round(flags.max_iters * many))
             nets, seconds = train(flags, methods, teacher, trajectories)
-            nets = {n: net for n, net in nets.items() if n in flags.steps}
             if budget == "updates":
                 keep(nets, flags, methods[flags.method], b, ours.out / "students")
             row = measure(nets, fixed, goals)
             row[f"variance@{min(flags.steps)}"] /= own
-            size = count_parameters(nets[min(flags.steps)])[0]
             rows.add({"system": name, "seed": seed, "budget": budget, "updates": flags.max_iters,
-                      "parameters": size, "seconds an update": seconds, **row,
-                      "settings": settings})
+                      "parameters": count_parameters(nets[min(flags.steps)])[0], "seconds an update": seconds,
+                      **row, "settings": settings})
     if not ours.noise:
         text = table([r for r in rows.find(settings=settings) if r["budget"] in ours.budgets],
                      sorted(ours.steps))
