@@ -11,12 +11,13 @@ judged = {row["system"].split(",")[0]: row for row in read_csv(HERE / "natural.c
 judged["Kokoro-82M"] = judged["recording"]      # it spoke the recordings
 plt = pyplot()
 fig, ax = plt.subplots(figsize=(6, 3), constrained_layout=True)
-for row in read_csv(HERE / "speed.csv"):
+for k, row in enumerate(read_csv(HERE / "speed.csv")):
     if row["system"] in judged:
         heard = judged[row["system"]]
         x, y = float(row["RTF p50"]), float(heard["Distill-MOS"])
         ax.plot(x, y, "o", color="tab:blue")
-        ax.annotate(f"{row['system']}\nwords {float(heard['corpus word error rate']):.3f}", (x, y), (6, -4),
+        ax.annotate(f"{row['system']}\nwords {float(heard['corpus word error rate']):.3f}", (x, y),
+                    (6, -14) if k % 2 == 0 else (-26, 7),                     # beside its neighbours' words
                     textcoords="offset points", fontsize=7)
 ax.set(xscale="log", xlim=(0.008, 1.2), ylim=(2.3, 4.5), ylabel="Distill-MOS",
        xlabel="seconds of work per second of speech, text to sound, two cores")
