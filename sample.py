@@ -308,7 +308,7 @@ def main():
         b.model.compile(dynamic=True)           # one program for every length
     calls, spent, shown, length = [], [0.0, 0.0], [], 0.0    # calls: count what happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
-    heat = flags.temperature if flags.temperature is not None else 1.0 if front_end(b) is f5 else 0.5
+    temperature = flags.temperature if flags.temperature is not None else 1.0 if front_end(b) is f5 else 0.5
     rate, hop, gain = b.settings.rate, b.settings.hop, (voice or {}).get("gain", 1.0)
 
     def sounds():                               # audio of the chunks, BATCH at a time: memory stays flat
@@ -316,7 +316,7 @@ def main():
             start = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
                 mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
-                             start=first, temperature=heat)
+                             start=first, temperature=temperature)
             synchronise(device)
             spent[0] += clock.perf_counter() - start
             for mel in mels:

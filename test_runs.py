@@ -568,6 +568,15 @@ def test_a_network_without_tokens_is_distilled_further(trained, tmp_path, capsys
     assert "--init" in one_line(capsys)
 
 
+def test_sample_draws_noise_of_half_the_deviation(trained, tmp_path):
+    heard = []
+    for flags in ([], ["--temperature", 0.5], ["--temperature", 1]):
+        out = tmp_path / f"{len(heard)}.wav"
+        assert run(sample, "--ckpt", trained.student, "--text", "hello there", "--out", out, "--device", "cpu", *flags) == 0
+        heard.append(out.read_bytes())
+    assert heard[0] == heard[1] != heard[2]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_script_runs_on_cuda(trained, tmp_path):
     """Past the duration predictor's last update too, where its gradients are none: once that mixed devices."""

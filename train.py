@@ -101,7 +101,8 @@ def optimise(net, optimiser, rates, step, most=1.0):
         group["lr"] = rate
     sum_gradients(net)
     norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in optimiser.param_groups]
-    norm = sum(norm.square() for norm in norms).sqrt()   # clipped apart: the predictor's dropout is its own
+    # clipped apart: the predictor's dropout is its own. sum(): on CUDA the norm of no gradients is on the CPU
+    norm = sum(norm.square() for norm in norms).sqrt()
     if not torch.isfinite(norm):
         raise BadInput(f"gradient norm {norm.item():g} at update {step}: run again with a lower --lr (now "
                        f"{rates[0]:.1e}); the last checkpoint is intact")
