@@ -188,14 +188,12 @@ def arguments(methods=METHODS, words=None):
     add_flags(add, "out/distill", max_iters=1300, batch_frames=800, lr=3e-4, warmup=20, ema=0.99, p_noref=0.1,
               cfg=0.7, cfg_help="guidance w inside the target (default %(default)s, the paper's)",
               eval_every=200, save_every=200)
-    add("--reuse", type=count(), default=6,
-        help="updates made from each teacher trajectory (default %(default)s)")
+    add("--reuse", type=count(), default=6, help="updates from each teacher trajectory (default %(default)s)")
     add("--pool", type=count(), default=217, help="trajectories kept at a time (default %(default)s)")
     add("--bf16", action="store_true", help="train in bfloat16 (autocast); weights and reports stay float32")
     add("--recompute", action="store_true",
         help="keep no activations inside blocks, compute them again for the gradient: less memory, slower")
-    add("--count", type=count(), default=16,
-        help="held-out recordings that reports use (default %(default)s)")
+    add("--count", type=count(), default=16, help="held-out recordings in the reports (default %(default)s)")
     flags = p.parse_args(words)
     if len(set(flags.steps)) < len(flags.steps) or math.lcm(*flags.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, flags.steps))}: expected different numbers, like 1 2 4, "
@@ -232,6 +230,8 @@ def begin(flags, method, teacher, init=None):
         student = pair(teacher) if time == "pair" else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
     nets = {"ema": copy.deepcopy(student).requires_grad_(False).eval(), "start": init}
+    if flags.recompute and not hasattr(student, "recompute"):
+        raise BadInput(f"--recompute: {type(student).__name__} has no way to, see DiT.recompute in model.py")
     student.recompute = flags.recompute
     return student, nets, adamw(student.parameters(), flags.lr, 0.0)
 

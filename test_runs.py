@@ -404,7 +404,7 @@ def test_every_backbone_is_distilled_and_speaks(trained, tmp_path, name, bare, m
                tmp_path / "i" / "student.pt") == 2
 
 
-def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, bare, monkeypatch):
+def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, bare, capsys, monkeypatch):
     quick_sound(monkeypatch)
     few = [*trained.flags, "--max_iters", 1]
     for words in (["teacher", *few, "--backbone", "own", "--out", tmp_path / "t"],
@@ -413,6 +413,9 @@ def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, ba
                   ["sample", "--ckpt", tmp_path / "s" / "student.pt", "--text", "hello", "--out", tmp_path / "x.wav"]):
         assert run(own, *words) == 0
     assert (tmp_path / "x.wav").is_file()
+    assert run(own, "distill", *few, "--teacher", tmp_path / "t" / "teacher.pt", "--recompute", "--out",
+               tmp_path / "r") == 2
+    assert "--recompute: Own has no way to" in one_line(capsys)                    # not ignored
     lines = (ROOT / "own.py").read_text().splitlines()
     assert len([line for line in lines if line.strip()]) < 40
 
