@@ -63,7 +63,8 @@ def kokoro_says(k):
 
 
 def piper_says(k):
-    return sum(len(chunk.audio_float_array) for chunk in piper.synthesize(texts[k])) / piper.config.sample_rate
+    samples = sum(len(chunk.audio_float_array) for chunk in piper.synthesize(texts[k]))
+    return samples / piper.config.sample_rate
 
 
 fast = ours(student, 1, 0.0, learned)
@@ -72,7 +73,7 @@ rtf = text_to_sound_rtf({
     "student@1": fast, **{f"student@{n}": ours(student, n, 0.0, learned) for n in (2, 4)},
     "teacher@10": ours(teacher, 10, teacher.contract["cfg"], learned),
     "student@1, Griffin-Lim from the pseudo-inverse": ours(student, 1, 0.0, plain),
-    "Kokoro-82M": kokoro_says, "Piper, medium": piper_says}, len(texts), torch.device("cpu"))
+    "Kokoro-82M": kokoro_says, "Piper": piper_says}, len(texts), torch.device("cpu"))
 write_csv(Path("results/speed.csv"), [
     dict(system=name, **{f"RTF p{p}": float(np.percentile(values, p)) for p in (50, 95)})
     for name, values in rtf.items()])
