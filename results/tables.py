@@ -29,7 +29,11 @@ TABLES = {
     "human": ("human.csv", [*JUDGED, ("with its own vocoder", "own vocoder", "{:.2f}")]),
     "methods": ("ablation.csv", [SIZE, *STEPS, VARIANCE, *heard(1), ("paper's MOS-N", "paper", "{:.2f}")]),
     "ear": ("ear.csv", JUDGED),
-    "networks": ("networks.csv", [SIZE, *STEPS, VARIANCE]),
+    "networks": ("networks.csv", [SIZE, *STEPS, VARIANCE, *heard(1), *heard(4),
+                                  ("RTF, 1 step", "RTF@1", "{:.4f}")]),
+    "aligned": ("aligned.csv", [(f"{title}, {n}", f"{key}{n}{end}", form) for title, key, end, form in (
+        ("MSE", "mse@", " to teacher@10", "{:.3f}"), ("words", "words@", "", "{:.3f}"),
+        ("Distill-MOS", "Distill-MOS@", "", "{:.2f}")) for n in (1, 2, 3, 4)]),
     "teachers": ("teachers.csv", [SIZE, ("held-out loss", "loss", "{:.3f}"), WORDS, MOS]),
     "speed": ("speed.csv", [("p50", "RTF p50", "{:.4f}"), ("p95", "RTF p95", "{:.4f}")]),
 }
