@@ -12,8 +12,8 @@ keeps its row of equal updates. A row is written when it is done, with the setti
 that was cut off continues with the next one. Students of equal updates are kept in --out/students, so that
 evaluate.py --ckpt can hear them.
 """
-from common import (BadInput, Parser, as_cell, cli, count, markdown, mean_and_spread, pick_device, read_csv,
-                    synchronise, write_csv, write_text)
+from common import (BadInput, Parser, as_cell, cli, count, digest, markdown, mean_and_spread, pick_device,
+                    read_csv, synchronise, write_csv, write_text)
 
 import argparse
 import importlib.util
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import baselines
 import distill
+import dmd
 import intmeanflow
 from checkpoint import load_teacher, save_checkpoint
 from distill import Trajectories, begin, update
@@ -40,7 +41,7 @@ from sample import cosine_grid, rollout
 from teacher import held_out
 from train import seed_update
 
-METHODS = {**distill.METHODS, **intmeanflow.METHODS, **baselines.METHODS}
+METHODS = {**distill.METHODS, **intmeanflow.METHODS, **baselines.METHODS, **dmd.METHODS}
 DSFLOW = "dual, tokens, weak CFG"   # its updates set the time of the budget in seconds
 
 
@@ -284,6 +285,7 @@ def main():
     settings = " ".join(f"--{name} {getattr(ours, name)}" for name in ("data", "teacher", "max_iters", "pool",
                                                                        "count"))
     settings += f" --steps {' '.join(map(str, ours.steps))} {ours.flags}".rstrip()
+    settings += f" of {digest(ours.teacher)} {corpus.key}"  # the same names can hold others
     goals = {f"teacher@{n}": rollout(teacher, fixed, cosine_grid(n), w)[-1] for n in (10, 32)}
     own = variance(teacher, fixed, cosine_grid(10), w)
     for seed in ours.seeds:

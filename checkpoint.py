@@ -5,6 +5,7 @@
 from common import BadInput, Parser, cli, fit_weights, load_torch, save_torch
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import torch
 
@@ -178,11 +179,31 @@ def load_teacher(path, flag, device="cpu"):
     return b
 
 
+def load_student(path, flag, teacher, time, device="cpu"):
+    """load_checkpoint(), frozen, which names the first thing in which it is no student of teacher, a Bundle,
+    or none that is told `time`.
+    """
+    def made_for(b, time):
+        sizes = asdict(b.model.config) | dict(time=time, steps=(), enters="")     # free to differ
+        return dict(network=type(b.model).__name__, mel=asdict(b.settings), lang=b.lang, symbols=b.vocab,
+                    **sizes)
+    b = load_checkpoint(path, device)
+    found, want = made_for(b, b.model.config.time), made_for(teacher, time)
+    for name, value in want.items():
+        if found.get(name) != value:
+            raise BadInput(f"{flag} {path}: its {name} is {found.get(name)!r:.80}; expected {value!r:.80}, "
+                           "as --teacher and --method have it")
+    b.model.requires_grad_(False)
+    return b
+
+
 def main():
     p = Parser(__doc__)
     p.add_argument("source", help="a checkpoint")
     p.add_argument("target", help="where the small one goes")
     flags = p.parse_args()
+    if not flags.target.endswith(".pt") or Path(flags.target).resolve() == Path(flags.source).resolve():
+        raise BadInput(f"{flags.target}: expected the name of another .pt file; {flags.source} is kept")
     load_checkpoint(flags.source)
     c = load_torch(flags.source, "dsflow-1", EXPECTED)
     if "steps" in c:

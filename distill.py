@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple
 
 import torch
 
-from checkpoint import load_checkpoint, load_teacher, save_checkpoint
+from checkpoint import load_student, load_teacher, save_checkpoint
 from data import batch_indices, collate
 from evaluate import distance, final_table
 from model import count_parameters, fold, pair, refit
@@ -100,6 +100,7 @@ class Method(NamedTuple):
     fixed: dict = {}            # options that are not up to the user
     time: str = "step"          # what its network is told, model.py's switch
     dense: bool = False         # it wants every state of the teacher, not just the ends of intervals
+    beside: Callable = lambda teacher, steps: torch.nn.ModuleDict()     # what it trains beside, see dmd.py
 
 
 METHODS = {
@@ -117,7 +118,7 @@ def teacher_grid(steps, at_least=10):
 
 
 def teacher_states(teacher, batch, steps, w, at_least=10, dense=False):
-    """Add the guided teacher's states X (I + 1, B, T, M) from x0, and the interval ends grid (I + 1,).
+    """Add the teacher's states X (I + 1, B, T, M) from x0, the interval ends grid (I + 1,), its guidance w.
 
     dense: all K + 1 states and times.
     """
@@ -125,14 +126,14 @@ def teacher_states(teacher, batch, steps, w, at_least=10, dense=False):
     stride = 1 if dense else K // I
     grid = cosine_grid(K).to(batch["x0"].device)
     states = rollout(teacher, batch, grid, w)                                     # (K + 1, B, T, M)
-    return dict(batch, states=states[::stride].clone(), grid=grid[::stride])
+    return dict(batch, states=states[::stride].clone(), grid=grid[::stride], w=w)
 
 
 class Trajectories:
     """Batches with teacher states for the loop: `pool` at a time, each used `reuse` times, then the next.
 
     A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass: reuse makes the
-    teacher cheap, at ten uses 100 updates take 17 s instead of 70. Which trajectory an update gets, and its
+    teacher cheap: at ten uses, 100 updates take 17 s instead of 70. Which trajectory an update gets, and its
     noise, follow from the update's number alone, so a resumed run makes again only those that it needs.
     """
 
@@ -143,7 +144,7 @@ class Trajectories:
         self.batches = itertools.islice(batches, first // (flags.pool * flags.reuse) * flags.pool, None)
 
     def __getitem__(self, step):
-        """(the parts of one update's batch, its items J); seconds adds up the time spent in the teacher."""
+        """(parts of one update's batch, how many items J it has); seconds adds up the teacher's time."""
         flags, start = self.flags, clock.perf_counter()
         block, place = divmod(step, flags.pool * flags.reuse)
         which = place % flags.pool
@@ -219,7 +220,9 @@ def told(flags, method, teacher):
 
 
 def begin(flags, method, teacher, init=None):
-    """What trains -> student, nets {"ema": its average, "start": --init's frozen network}, optimiser."""
+    """What trains -> student, nets {"ema": its average, "start": --init's frozen network, "teacher",
+    "beside": what trains beside}, optimiser.
+    """
     torch.manual_seed(flags.seed)
     time = told(flags, method, teacher)
     if init is not None:
@@ -229,21 +232,18 @@ def begin(flags, method, teacher, init=None):
     else:
         student = pair(teacher) if time == "pair" else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
-    nets = {"ema": copy.deepcopy(student).requires_grad_(False).eval(), "start": init}
+    nets = {"ema": copy.deepcopy(student).requires_grad_(False).eval(), "start": init, "teacher": teacher,
+            "beside": method.beside(teacher, flags.steps)}
     if flags.recompute and not hasattr(student, "recompute"):
         raise BadInput(f"--recompute: {type(student).__name__} has no way to, see DiT.recompute in model.py")
     student.recompute = flags.recompute
-    return student, nets, adamw(student.parameters(), flags.lr, 0.0)
+    return student, nets, adamw([dict(params=p.parameters()) for p in (student, nets["beside"])], flags.lr, 0)
 
 
 def build(flags, method, device):
     """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
     b = load_teacher(flags.teacher, "--teacher", device)
-    init = load_checkpoint(flags.init, device).model.requires_grad_(False) if flags.init else None
-    found, want = (net and f"{type(net).__name__} of width {net.config.dim}, told {what!r}" for net, what in
-                   ((init, init and init.config.time), (b.model, told(flags, method, b.model))))
-    if init and found != want:
-        raise BadInput(f"--init {flags.init}: is a {found}; expected a {want}")
+    init = flags.init and load_student(flags.init, "--init", b, told(flags, method, b.model), device).model
     corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache,
                                                  flags.keep_outliers, flags.keep_unknown))
     teacher = b.model.requires_grad_(False)
@@ -267,7 +267,7 @@ def update(flags, method, student, nets, optimiser, trajectory, step):
             loss, terms = method.loss(student, part, n, nets, **options)
         (part["frame_share"] * loss).backward()
         recorded.append(dict(loss=loss, **terms))
-    norm = optimise(student, optimiser, [learning_rate(step, flags.lr, flags.warmup, flags.max_iters)], step)
+    norm = optimise(optimiser, [learning_rate(step, flags.lr, flags.warmup, flags.max_iters)], step)
     ema_update(nets["ema"], student, step, flags.ema)
     return recorded, norm
 
@@ -280,7 +280,7 @@ def main(methods=METHODS):
     device = pick_device(flags.device)
     lock = claim(flags)                                                           # until this process ends
     teacher, student, nets, optimiser, corpus, bundle = build(flags, method, device)
-    run = Run(flags, device, dict(net=student, ema=nets["ema"]), optimiser,
+    run = Run(flags, device, dict(net=student, ema=nets["ema"], beside=nets["beside"]), optimiser,
               dict(vars(flags), model=asdict(student.config), corpus=corpus.key,
                     teacher=digest(flags.teacher), init=flags.init and digest(flags.init)))
     if run.speaks:

@@ -13,7 +13,7 @@ import torch
 
 import distill
 import text as reader
-from checkpoint import load_checkpoint, load_teacher, save_checkpoint
+from checkpoint import load_checkpoint, load_student, load_teacher, save_checkpoint
 from sample import GRIDS, check_steps, condition, cosine_grid, speak, uniform_grid
 from teacher import frame_mean
 
@@ -115,6 +115,8 @@ def search():
     if student != bool(flags.teacher):
         raise BadInput("--teacher: a student needs the one it was distilled from, a teacher takes none")
     teacher = load_teacher(flags.teacher, "--teacher", device) if student else b
+    if student:
+        load_student(flags.ckpt, "--ckpt", teacher, b.model.config.time, device)
     w = check_steps(b, None, flags.cfg)[1]
     ids = [reader.encode(words, b.vocab, b.lang)[0] for words in DEV]
     voices = list(b.voices.values())[:2]

@@ -198,7 +198,7 @@ def main():
             run.record(loss=flow, **by_time, duration_loss=duration)
         rates = [learning_rate(step, flags.lr, flags.warmup, flags.max_iters),
                  timing * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
-        run.record(grad_norm=optimise(net, optimiser, rates, step))
+        run.record(grad_norm=optimise(optimiser, rates, step))
         ema_update(ema, net, step, flags.ema)
         run.count_update(step)
         if run.report_due:

@@ -146,8 +146,20 @@ def test_a_second_run_does_not_destroy_the_first(trained, tmp_path, capsys, bare
     said(capsys, ["--out", "--resume", "--overwrite"])
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
     assert run(teacher, *words, "--overwrite", "--resume") == 2
+    for flag in ("--data", "--init"):           # what is refused later has not taken the old run with it
+        assert run(teacher, *words, "--overwrite", flag, tmp_path / "nowhere") == 2
+        assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
     assert run(teacher, *words, "--overwrite", "--seed", 1) == 0
     assert (tmp_path / "a" / "teacher.pt").read_bytes() != before["teacher.pt"]
+
+
+@pytest.mark.parametrize("name", ["teacher.pt", "student.pt", "vocoder.pt"])
+def test_a_folder_of_checkpoints_is_no_place_for_a_run(trained, tmp_path, capsys, bare, name):
+    """As checkpoints/ is: without a last.pt no run is there to resume, yet there is something to lose."""
+    (tmp_path / name).write_bytes(trained.teacher.read_bytes())
+    assert run(teacher, *trained.flags, "--init", tmp_path / name, "--out", tmp_path, "--max_iters", 1) == 2
+    said(capsys, ["--out", name, "--overwrite"])
+    assert (tmp_path / name).read_bytes() == trained.teacher.read_bytes()
 
 
 def test_two_runs_in_one_folder(trained, tmp_path, capsys, bare):
@@ -214,7 +226,7 @@ def test_gradients_of_both_networks_are_clipped_apart():
         optimiser = torch.optim.SGD([dict(params=a.parameters()), dict(params=b.parameters())], 0.1)
         for p, grad in [*((p, 3.0) for p in a.parameters()), *((p, scale) for p in b.parameters())]:
             p.grad = torch.full_like(p, grad)
-        train.optimise(torch.nn.ModuleList([a, b]), optimiser, [0.1, 0.1], 0)
+        train.optimise(optimiser, [0.1, 0.1], 0)
         return a.weight.detach().clone()
     assert torch.equal(after(1.0), after(1000.0))
 
@@ -254,8 +266,8 @@ def changed(tree, path, value):
 def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path, small):
     """Each entry in turn is left out, or holds what it should not: refused in one line, or spoken as before."""
     checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle(STEP))
-    assert not small or run(checkpoint, tmp_path / "a.pt", tmp_path / "a.pt") == 0
-    whole = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert not small or run(checkpoint, tmp_path / "a.pt", tmp_path / "small.pt") == 0
+    whole = torch.load(tmp_path / ("small.pt" if small else "a.pt"), weights_only=True)
     refused = 0
     for number, (path, value) in enumerate(branches(whole)):
         wrong = [None, "x", -3, [1, 2], 10 ** 9, float("nan")]

@@ -9,6 +9,7 @@ import torch.fx.experimental._config
 
 import baselines
 import distill
+import dmd
 import intmeanflow
 import model
 import sample
@@ -17,7 +18,7 @@ import train
 from common import BadInput
 from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle
 
-METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS
+METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
 
 
 class Straight(torch.nn.Module):
@@ -413,6 +414,57 @@ def test_velocity_sees_the_whole_chord():
     assert torch.allclose(seen[0][:, 0, 0], b["u"][:, 2])
 
 
+class Normal(Straight):
+    """The exact velocity where each value of x1 is N(mu, 1); told nothing of time: x1 = x0 + mu."""
+
+    def __init__(self, batch, mu):
+        super().__init__(batch)
+        self.mu = torch.nn.Parameter(torch.tensor(mu))
+
+    def forward(self, x, when, ref, h, mask=None):
+        if isinstance(when, int):
+            return self.mu.expand_as(x)
+        t = when[:, None, None]
+        return (self.mu + t / (t ** 2 + (1 - t) ** 2) * (x - t * self.mu) - x) / (1 - t)
+
+
+@pytest.mark.parametrize("mu, lies", [(0.0, 1.0), (0.0, -2.0), (1.5, 1.5)])
+def test_distribution_matching_pulls_samples_to_where_the_teachers_lie(mu, lies):
+    """The gradient of the student's mean has the sign of its error, whatever the noise, and is 0 where it is right;
+    what trains the fake does not depend on where the teacher's lie.
+    """
+    batch = make_batch()
+    student, fake, teacher = Normal(batch, mu), Normal(batch, mu), Normal(batch, lies).requires_grad_(False)
+    student.when = lambda n, t, r: n
+    states = batch["x0"][None].expand(2, -1, -1, -1)
+    b = dict(batch, states=states, grid=torch.tensor([0.0, 1.0]), w=0.0, known=batch["known"] & False)
+    torch.manual_seed(3)
+    loss, terms = dmd.dmd_loss(student, b, 1, dict(teacher=teacher, beside={"1": fake}), anchor=0.0)
+    loss.backward()
+    assert float(student.mu.grad.sign()) == float(torch.tensor(mu - lies).sign()) and terms["fake"] > 0
+    assert (terms["matching"] < 1e-9) == (mu == lies)
+    first, fake.mu.grad = fake.mu.grad.clone(), None
+    torch.manual_seed(3)
+    dmd.dmd_loss(student, b, 1, dict(teacher=Normal(batch, lies + 3), beside={"1": fake}), anchor=0.0)[0].backward()
+    assert torch.equal(fake.mu.grad, first)
+
+
+def test_distribution_matching_starts_from_no_difference():
+    """Fresh fakes are the teacher: without guidance only the anchor is left, the endpoint's gradient."""
+    lead, batch = randomised(model.DiT(SMALL)), make_batch()
+    b = distill.teacher_states(lead, batch, [1, 2], w=0.0, at_least=4)
+    student = randomised(model.fold(lead, [1, 2]))
+    nets = dict(teacher=lead, beside=dmd.fakes(lead, [1, 2]))
+    for n in (1, 2):
+        loss, terms = dmd.dmd_loss(student, b, n, nets, anchor=1.0)
+        x1 = sample.rollout(student, b, sample.cosine_grid(n), 0.0)[-1]
+        assert terms["matching"] < 1e-9 and torch.allclose(
+            terms["endpoint"], teacher.frame_mean(((x1 - b["states"][-1]) ** 2).mean(-1), b["todo"]))
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+        assert all(p.grad is None for k, fake in nets["beside"].items() if int(k) > n for p in fake.parameters())
+
+
 # ------------------------------------------------------------------------------------------------- network
 
 
@@ -464,7 +516,7 @@ def test_overfits_one_batch(config):
     for _ in range(60):
         loss, _ = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
         loss.backward()
-        train.optimise(net, optimiser, [1e-2], 0)
+        train.optimise(optimiser, [1e-2], 0)
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
 

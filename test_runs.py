@@ -22,6 +22,7 @@ import baselines
 import checkpoint
 import common
 import distill
+import dmd
 import evaluate
 import f5
 import intmeanflow
@@ -37,8 +38,8 @@ from common import BadInput
 from conftest import (BACKBONES, ROOT, SMALL, STEP, make_batch, randomised, run, start, start_many, tiny_bundle,
                       write_wav)
 
-METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS
-HOME = {name: module for module in (distill, intmeanflow, baselines) for name in module.METHODS}
+METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
+HOME = {name: module for module in (distill, intmeanflow, baselines, dmd) for name in module.METHODS}
 
 
 def header(out):
@@ -96,6 +97,10 @@ def test_a_small_checkpoint_has_each_weight_to_half_a_step(tmp_path, config, cap
         checkpoint.load_checkpoint(tmp_path / "c.pt")
     for source in ("absent.pt", "b.pt"):                                          # b.pt: integers already
         assert run(checkpoint, tmp_path / source, tmp_path / "d.pt") == 2 and not (tmp_path / "d.pt").exists()
+    before = (tmp_path / "a.pt").read_bytes()
+    for target in (tmp_path / "a.pt", tmp_path / "nowhere" / ".." / "a.pt", tmp_path / "a.wav"):
+        assert run(checkpoint, tmp_path / "a.pt", target) == 2
+    assert (tmp_path / "a.pt").read_bytes() == before and not (tmp_path / "a.wav").exists()
 
 
 def test_integers_keep_what_is_small_beside_ones():
@@ -161,7 +166,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(loss):
     before = net.weight.clone()
     loss(net.weight).backward()
     with pytest.raises(BadInput, match="gradient norm (nan|inf) at update 7"):
-        train.optimise(net, torch.optim.SGD(net.parameters(), 1.0), [1.0], 7)
+        train.optimise(torch.optim.SGD(net.parameters(), 1.0), [1.0], 7)
     assert torch.equal(net.weight, before)
 
 
@@ -196,14 +201,14 @@ def test_parts_of_a_batch_hold_each_item_once_and_draw_what_the_whole_draws(monk
             assert torch.equal(p["u"], whole["u"][p["rows"]]) and p["coin"] == whole["coin"]
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"meanflow"}))           # that is a mean over items
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"meanflow", "dmd"}))    # a mean over items; draws noise
 def test_accumulation_equals_the_joint_batch(method, monkeypatch):
     """Gradients of 2, 3 and 7 parts (more than items) add up to the whole batch's, in float64."""
     batch = {k: v.double() if v.is_floating_point() else v for k, v in make_batch((14, 13, 9, 8, 7)).items()
              if k not in ("u", "coin")}
     lead, entry, gradients = randomised(model.DiT(SMALL)).double(), METHODS[method], {}
     flags = distill.arguments(METHODS, ["--method", method, "--seed", "5"])
-    monkeypatch.setattr(distill, "optimise", lambda net, *_: torch.zeros(()))
+    monkeypatch.setattr(distill, "optimise", lambda *_: torch.zeros(()))
     monkeypatch.setattr(distill, "ema_update", lambda *_: None)
     start = model.fold(lead, [2, 4, 8]) if method == "progressive" else None
     for parts in (1, 2, 3, 7):
@@ -380,11 +385,14 @@ def test_progressive_distillation_is_three_runs(trained, tmp_path, capsys, bare)
     assert run(baselines, *wrong, tmp_path / "4" / "student.pt") == 2
     assert "--init: takes (4,) steps; expected a student of 2 for --steps 1" in one_line(capsys)
     assert run(baselines, *wrong, tmp_path / "nowhere.pt") == 2 and "no such file" in one_line(capsys)
-    assert run(baselines, *wrong, trained.teacher) == 2 and "told 't'" in one_line(capsys)
-    other = tiny_bundle(STEP)
-    other.model = randomised(model.DiT(model.replace(other.model.config, dim=64)))
+    assert run(baselines, *wrong, trained.teacher) == 2 and "its time is 't'" in one_line(capsys)
+    other = checkpoint.load_checkpoint(tmp_path / "4" / "student.pt")
+    right, other.model = other.model, randomised(model.DiT(model.replace(other.model.config, dim=64)))
     checkpoint.save_checkpoint(tmp_path / "other.pt", other)
-    assert run(baselines, *wrong, tmp_path / "other.pt") == 2 and "of width 64" in one_line(capsys)
+    assert run(baselines, *wrong, tmp_path / "other.pt") == 2 and "its dim is 64" in one_line(capsys)
+    other.model, other.vocab = right, other.vocab[::-1]                           # as many symbols, other ones
+    checkpoint.save_checkpoint(tmp_path / "other.pt", other)
+    assert run(baselines, *wrong, tmp_path / "other.pt") == 2 and "its symbols is" in one_line(capsys)
     assert not (tmp_path / "wrong" / "student.pt").exists()
 
 
@@ -421,7 +429,7 @@ def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, ba
 
 
 @pytest.mark.parametrize("module, method, name", [(teacher, None, name) for name in BACKBONES] + [
-    (distill, "dsflow", "dit"), (baselines, "consistency", "dit"), (distill, "dsflow", "unet")])
+    (distill, "dsflow", "dit"), (baselines, "consistency", "dit"), (distill, "dsflow", "unet"), (dmd, "dmd", "dit")])
 def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, name, bare, monkeypatch):
     flags = trained.flags + ["--eval_every", 2, "--save_every", 3]
     flags += [*("--teacher", trained.of_each[name]), "--pool", 2, "--reuse", 2, "--count", 1, "--method",
@@ -437,7 +445,8 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, n
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 3
     assert run(module, *flags, "--out", tmp_path / "cut", "--max_iters", 6, "--resume") == 0
     whole, cut = (torch.load(tmp_path / d / "last.pt", weights_only=True) for d in ("whole", "cut"))
-    assert all(torch.equal(whole[part][k], cut[part][k]) for part in ("net", "ema") for k in whole[part])
+    assert all(torch.equal(whole[part][k], cut[part][k]) for part in {"net", "ema", "beside"} & set(whole)
+               for k in whole[part])
     rows = [common.read_csv(tmp_path / d / "log.csv") for d in ("whole", "cut")]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == ["2", "4", "6"]
     assert rows[0][0]["loss"] == rows[1][0]["loss"] and rows[0][2]["loss"] == rows[1][2]["loss"]
@@ -766,6 +775,13 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
     assert (tmp_path / "table.md").read_text().count("\n| dual") == 1
     assert run(ablation, *words, "--seeds", 0, "--budgets", "seconds", "--only", "velocity") == 0
     assert int(rows()[-1]["updates"]) >= 1 and rows()[-1]["budget"] == "seconds"
+    b = checkpoint.load_checkpoint(trained.teacher)
+    b.model.proj_out.bias.data += 1             # another teacher of the same name
+    checkpoint.save_checkpoint(tmp_path / "t.pt", b)
+    other = [*other, "--teacher", tmp_path / "t.pt", "--seeds", 0]
+    assert run(ablation, *other) == 0
+    checkpoint.save_checkpoint(tmp_path / "t.pt", checkpoint.load_checkpoint(trained.teacher))
+    assert run(ablation, *other) == 0 and rows()[-1][key] != rows()[-2][key]
 
 
 def test_ablation_noise_cut_off_within_a_seed_makes_it_again(trained, tmp_path):
@@ -836,7 +852,7 @@ def test_imports_run_one_way():
     order = list(graphlib.TopologicalSorter(graph).static_order())                # a circle is an error
     assert set(order) == set(graph) and not graph["common"] and not graph["model"]
     for name in READING_PATH:                   # what stands on the five is not needed to read them
-        assert not graph[name] & {"intmeanflow", "baselines", "ablation"}
+        assert not graph[name] & {"intmeanflow", "baselines", "dmd", "ablation"}
 
 
 def test_the_reading_path_is_one_sitting():

@@ -92,14 +92,15 @@ def adamw(groups, lr, weight_decay):
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
 
 
-def optimise(net, optimiser, rates, step, most=1.0):
-    """Clip the gradients, update, clear them -> gradient norm. rates: learning rate of each parameter group.
+def optimise(optimiser, rates, step, most=1.0):
+    """Clip the gradients, update, clear them -> gradient norm. rates: learning rates of the first parameter
+    groups; those of others stay.
 
     A gradient that is not finite, as of a loss that is not, stops the run before it reaches the weights.
     """
     for group, rate in zip(optimiser.param_groups, rates):
         group["lr"] = rate
-    sum_gradients(net)
+    sum_gradients([p for group in optimiser.param_groups for p in group["params"]])
     norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in optimiser.param_groups]
     # clipped apart: the predictor's dropout is its own. sum(): on CUDA the norm of no gradients is on the CPU
     norm = sum(norm.square() for norm in norms).sqrt()
@@ -148,14 +149,13 @@ def claim(flags):
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise BadInput(f"--out {flags.out}: another run is writing there; choose another --out") from None
-    if state.is_file() and not (flags.resume or flags.overwrite):
-        raise BadInput(f"--out {flags.out}: holds a run; continue it by --resume, replace it by --overwrite, "
-                       "or choose another --out")
+    found = [name for name in ("last.pt", "teacher.pt", "student.pt", "vocoder.pt")
+             if (flags.out / name).is_file()]
+    if found and not (flags.resume or flags.overwrite):
+        raise BadInput(f"--out {flags.out}: holds a run ({found[0]}); continue it by --resume, replace it by "
+                       "--overwrite, or choose another --out")
     if flags.resume and not state.is_file():
         print(f"--resume: nothing is saved in {flags.out} yet, starting from the beginning")
-    if not flags.resume or not state.is_file():         # nothing of an older run may pass for this one's
-        for name in ("last.pt", "log.csv", "log.png"):
-            (flags.out / name).unlink(missing_ok=True)
     return lock
 
 
@@ -169,8 +169,12 @@ class Run:
     def __init__(self, flags, device, nets, optimiser, recipe):
         self.flags, self.device, self.nets, self.optimiser = flags, device, nets, optimiser
         self.recipe = {k: str(v) if isinstance(v, Path) else v for k, v in recipe.items()}
-        self.first = self.load() if flags.resume and (flags.out / "last.pt").is_file() else 0
+        again = flags.resume and (flags.out / "last.pt").is_file()
+        self.first = self.load() if again else 0
         self.speaks = world()[0] == 0           # the first process alone measures, prints and writes
+        for name in ("last.pt", "log.csv", "log.png"):
+            if self.speaks and not again:       # nothing of an older run may pass for this one's
+                (flags.out / name).unlink(missing_ok=True)
         self.log, self.interrupt = Log(flags.out / "log.csv", self.first), Interrupt()
         self.begin()
 
@@ -313,14 +317,14 @@ def draw(batch, J, g, numbers=6):
     return [dict(part, u=u[part["rows"]].to(part["mask"].device), coin=coin) for part in batch]
 
 
-def sum_gradients(net):
+def sum_gradients(parameters):
     """Add up the gradients of all processes, in one message.
 
     DistributedDataParallel would overlap this with the backward pass, but it wants one forward() an update;
     a loss here calls parts of the network, some of them twice, or inside a forward-mode product.
     """
     if world()[1] > 1:
-        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
         wait_for_all(lambda: dist.all_reduce(flat))
         for grad, total in zip(grads, flat.split([grad.numel() for grad in grads])):

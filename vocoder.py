@@ -164,7 +164,7 @@ def main(frames=49, batch=16):
         log_loss, loss = losses(net(mel), magnitude)
         (log_loss + loss).backward()
         rate = learning_rate(step, flags.lr, 100, flags.max_iters)
-        run.record(log_loss=log_loss, loss=loss, grad_norm=optimise(net, optimiser, [rate], step))
+        run.record(log_loss=log_loss, loss=loss, grad_norm=optimise(optimiser, [rate], step))
         run.count_update(step)
         if run.report_due:
             with torch.no_grad():
