@@ -22,22 +22,22 @@ BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs
         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))                  # soft hyphen, zero width
 SPACES = "[\r\f\v\x1c-\x1f\x85\u2028\u2029]"
-WRECKED = re.compile("[\ufffd\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")              # left by a wrong decoding
+WRECKED = re.compile("[\ufffd\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]|ðŸ|â[€‚„†ˆ‰]"      # by a wrong decoding
+                     "|[ÃÂ][\xa1-\xba\xbc-\xbfƒˆ‰Š‹ŒŽ€†‡™šœžŸ]")                      # cafÃ©, donâ€™t
 
 
 def read_lines(path):
     r"""A text file -> its lines [str], NFC, without empty ones. They end at \n and \r\n, at \r where there is
-    no other; what else separates lines is a space. BadInput: not UTF-8, and no byte order mark says what.
+    no other; what else separates lines is a space. A bad byte is U+FFFD, for which its row is skipped.
+    BadInput: a quarter of the lines are not UTF-8, and no byte order mark says what.
     """
     raw = path.read_bytes()
-    try:
-        content = raw.decode(next((name for bom, name in BOMS if raw.startswith(bom)), "utf-8"))
-    except UnicodeDecodeError:
-        content = "\0"
-    if "\0" in content:                         # also UTF-16 without its mark
-        raise BadInput(f"{path.name} is not UTF-8 text; save it as UTF-8")
+    content = raw.decode(next((name for bom, name in BOMS if raw.startswith(bom)), "utf-8"), "replace")
     content = unicodedata.normalize("NFC", content.translate(INVISIBLE))
     lines = re.split("\r*\n" if "\n" in content else "\r", content)
+    bad = [n for n, line in enumerate(lines, 1) if "\ufffd" in line or line.count("\0") > len(line) / 4]
+    if len(bad) > len(lines) / 4:               # also UTF-16 without its mark
+        raise BadInput(f"{path.name} is not UTF-8 text; save it as UTF-8 (the first such line is {bad[0]})")
     return [line for line in (re.sub(SPACES, " ", line) for line in lines) if line.strip()]
 
 
@@ -222,13 +222,13 @@ def read_table(path, folders, recordings):
     for mark in ("|", "\t", ";", ",", *[" "] * (plain and "trans" in path.name.lower())):
         some = split_rows(lines[:500], mark)
         for c in range(max(map(len, some), default=0)):
-            named = [match(stem(row[c]), folders, recordings) for row in some if len(row) > c]
+            named = [match(stem(row[c]), folders, recordings) for row in some if len(row) > max(c, 1)]
             best = max(best, (len({f[0][1] for f in named if f}), mark, c), key=lambda b: b[0])
     hits, mark, key = best
     if hits <= (plain and len(lines[:500]) // 2):
         if plain:
             return []
-        raise BadInput(f"no row names a recording; expected names like {next(iter(recordings), 'u1')}")
+        raise BadInput(f"no row has a recording's name and text; expected {[*recordings, 'u1'][0]}|text")
     rows = split_rows(lines, mark)
     width = collections.Counter(map(len, rows)).most_common(1)[0][0]
     if mark in ",;" and sum(len(row) != width for row in rows) > 0.1 * len(rows):
@@ -268,7 +268,8 @@ def read_sidecar(base, folders, sides):
                                            file[1].suffix.lower() == ".txt"))
     lines = read_lines(path)
     times = [re.match(r"\s*(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+\S", line) for line in lines]
-    if lines and all(m and float(m[1]) < float(m[2]) for m in times):
+    subtitles = any(re.search(r"-->|^\s*(\[\d+:\d\d|\d+:\d\d(:\d\d|[.,]\d))", line) for line in lines)
+    if subtitles or lines and all(m and float(m[1]) < float(m[2]) for m in times):
         raise BadInput("its text is a list of times and labels, expected the words alone")
     return path, " ".join(lines)
 
@@ -319,8 +320,8 @@ def find_utterances(folder):
         skipped += [(str(path.relative_to(folder)), "no audio of this name") for path in loose]
     whole = [(name, path, " ".join(words.split()), who) for name, path, words, who in found]
     found = [row for row in whole if not WRECKED.search(row[2])]
-    skipped += [(row[0], "text decoded wrongly (it holds U+FFFD or control codes)") for row in whole
-                if WRECKED.search(row[2])]
+    wrecked = [(row[0], WRECKED.search(row[2])) for row in whole]
+    skipped += [(name, f"text decoded wrongly (it holds {ascii(m[0])})") for name, m in wrecked if m]
     if not found:
         first = f" (skipped: {counted(skipped)}; {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise BadInput(f"--data {folder}: no usable recordings{first}; expected metadata.csv (id|text) and "

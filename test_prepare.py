@@ -62,7 +62,9 @@ def texts(folder):
 # ------------------------------------------------------------------------------------------------ plausibility
 
 
-@pytest.mark.parametrize("bad, many", [(b, n) for n in (3, 8) for b in ("...", "[noise]", "a", "0 25 sil 25 250 kettle")]
+@pytest.mark.parametrize("bad, many", [(b, n) for n in (3, 8) for b in ("...", "[noise]", "a", "0 25 sil 25 250 kettle",
+                                                                       "1\n00:00:00,000 --> 00:00:04,000\nA kettle boiled.",
+                                                                       "[00:00.00] A kettle boiled before the rain")]
                          + [("?!", 3), ("<laughter>", 3), ("uh", 8), ("Nobody answered the do", 8), (LINES[1] * 2, 8)])
 def test_a_text_that_is_not_the_sounds_is_skipped_and_kept_on_demand(tmp_path, bad, many):
     lines = LINES[:many]
@@ -114,7 +116,8 @@ def test_the_sound_cut_and_written_anew_is_an_outlier(tmp_path):
     ("u{i}|{text}|{who}", True), ("u{i}|{who}|{text}", True), ("{who}|u{i}|{text}|{text}", True),
     ("wavs/u{i}.wav|{who}|{n}|{text}", True), ("u{i}\t{text}\t{who}", True), ('"u{i}","{text}","{who}"', True),
     ("u{i};{who};{text}", True), ("u{i}.wav,\"{text}\",{who}", True), ("audio/u{i}|{text}|{who}", True),
-    ("/home/me/wav/u{i}.flac|{text}|{who}", True), ("wavs\\u{i}.wav|{text}|{who}", True)])
+    ("/home/me/wav/u{i}.flac|{text}|{who}", True), ("wavs\\u{i}.wav|{text}|{who}", True), ("{text}\twavs/u{i}.wav", False),
+    ('"{text}",wavs/u{i}.wav,{who}', True)])
 @pytest.mark.parametrize("form", ["wavs/{}.wav", "clips/{}.flac", "{}.WAV"])
 def test_columns_are_known_by_what_they_hold(tmp_path, rows, speakers, form):
     found, skipped = find_utterances(make(tmp_path, form, rows=rows))
@@ -127,7 +130,8 @@ def test_columns_are_known_by_what_they_hold(tmp_path, rows, speakers, form):
                                                                       "metadata.csv", False),
     ("client_id\tpath\tsentence\tup_votes\n", "{who}\tu{i}.wav\t{text}\t{n}", "validated.tsv", True),
     ("audio_filepath,duration,text\n", "wavs/u{i}.wav,2.5,\"{text}\"", "list.csv", False),
-    ("Speaker ID;File;Sentence\n", "{who};u{i};{text}", "x.csv", True)])
+    ("Speaker ID;File;Sentence\n", "{who};u{i};{text}", "x.csv", True),
+    ("text\tpath\n", "{text}\twavs/u{i}.wav", "x.tsv", False)])
 def test_header_rows(tmp_path, head, rows, table, speakers):
     found, skipped = find_utterances(make(tmp_path, head=head, rows=rows, table=table))
     assert [text for _, _, text, _ in found] == list(LINES) and not skipped
@@ -147,7 +151,7 @@ def test_normalised_text_is_used_where_it_resembles_and_quotes_stay_in_ljspeechs
 
 @pytest.mark.parametrize("rows, words", [
     ("u{i}|{text}|Heute koche ich {i} Suppen und esse sie.", "different texts"),
-    ("u{i}", "one column"), ("x{i}|{text}", "no row names a recording; expected names like u0"),
+    ("u{i}", "no row has a recording's name and text"), ("x{i}|{text}", "no row has .*; expected u0|text"),
     ("u{i},{text}, and so, on", "different|differ in their columns|no usable")])
 def test_a_table_that_cannot_be_known_is_refused_in_one_line(tmp_path, rows, words):
     lines = [text if i % 2 else text.replace(" the ", ", the ") for i, text in enumerate(LINES)]
@@ -204,7 +208,8 @@ def test_one_speakers_id_is_never_anothers_recording(tmp_path):
     ("two\rlines\rhere".encode(), "two lines here"), ("a\u2028b\x85c\fd\ve\r\n\r\n".encode(), "a b c d e"),
     ("zero\u200bwidth\ufeff".encode(), "zerowidth"), ("It’s the café".encode("cp1252"), None),
     ("no mark".encode("utf-16-le"), None), ("It\ufffds gone".encode(), None), (b"It\xc2\x92s gone", None),
-    (b"nul\0here", None), ("Привет".encode("cp1251"), None)])
+    (b"nul\0here", None), ("donâ€™t".encode(), None), ("the cafÃ© here".encode(), None),
+    ("IRMÃ, Â, âge, ESPAÑA".encode(), "IRMÃ, Â, âge, ESPAÑA"), ("Привет".encode("cp1251"), None)])
 def test_texts_are_decoded_or_named(tmp_path, raw, want):
     say(tmp_path / "a.wav", LINES[0])
     say(tmp_path / "b.wav", LINES[0], True)
@@ -213,6 +218,14 @@ def test_texts_are_decoded_or_named(tmp_path, raw, want):
     assert found["b"] == LINES[0] and found.get("a") == want
     assert ("a" in skipped) == (want is None)
     assert want or "UTF-8" in skipped["a"] or "decoded wrongly" in skipped["a"]
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\xe9"])
+def test_a_bad_byte_in_a_table_costs_its_row(tmp_path, byte):
+    table = make(tmp_path) / "metadata.csv"
+    table.write_bytes(table.read_bytes().replace(b"chairs", b"ch" + byte + b"rs"))
+    found, skipped = texts(tmp_path)
+    assert len(found) == 7 and list(skipped) == ["u1"] and "decoded wrongly" in skipped["u1"]
 
 
 @pytest.mark.parametrize("space", ["\u2028", "\x85", "\f", "\v", "\u2029", "\x1c"])
