@@ -74,7 +74,7 @@ def outliers(counts, seconds):
 # ---------------------------------------------------------------------------------------------------- prepare
 
 MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
-CACHE_VERSION = 8           # count it up when this, find.py, data.py or align.py changes what an entry holds
+CACHE_VERSION = 9           # count it up when this, find, data, text or align changes what an entry holds
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,

@@ -12,6 +12,7 @@ English is first rewritten where gruut reads it wrong, see english.py.
 """
 import collections
 import functools
+import html
 import itertools
 import logging
 import re
@@ -28,6 +29,7 @@ from english import ENDERS, STARTERS, TITLES, english, street
 
 FINAL, CLOSING = ".!?。！？؟।…", "\"')]}»”’"
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+TAG = re.compile(r"</?(?:(br|p|div|li|h\d)|[A-Za-z][\w:-]*)(?:\s[^<>=]*=[^<>]*|\s*/?)>", re.I)   # not a < b
 PAUSE = re.compile(r"\s+[-–—]+\s+(?!\d)|(?<!\d)\s+[-–—]+\s+|\s*(?:—|--+)\s*"      # dashes
                    r"|(?<!\d)–|–(?!\d)|\.{2,}|…|(?:^|(?<=\s))[([]|[)\]](?=[\s.,;:!?]|$)|[;:](?=[^\w/]|$)"
                    r"|[、，；：،]")
@@ -161,9 +163,13 @@ def pronounce(sentence, lang):
 
 
 def clean(text):
-    """NFC, no invisible characters; lines end in \\n, every other space or control character is a space."""
-    text = INVISIBLE.sub("", unicodedata.normalize("NFC", re.sub(r"\r\n?", "\n", text)))
-    text = "".join(" " if c != "\n" and (c.isspace() or unicodedata.category(c) == "Cc") else c for c in text)
+    """NFC, no markup, no invisible characters; lines end in \\n, every other space is a space, a control
+    character U+FFFD, which nothing speaks.
+    """
+    text = TAG.sub(lambda m: "\n" if m[1] else "", re.sub(r"\r\n?", "\n", text))
+    text = re.sub(r"&#?\w{1,30};", lambda m: html.unescape(m[0]), text)
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = re.sub(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]", "\ufffd", re.sub(r"[^\S\n]", " ", text))
     text = re.sub(" *\n *", "\n", re.sub(" +", " ", text))
     return re.sub(r"(?m)^[-*•–#>]+ +", "", text).strip()                              # bullets
 
