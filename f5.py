@@ -301,9 +301,9 @@ def cut(text, most, level=0):
     return pieces
 
 
-def chunks(b, words, voice, speed):
+def chunks(b, words, voice, speed, flag="--text"):
     """--text -> [str] as plan() takes them, LONGEST with the prompt; without those that have no sound."""
-    pieces = cut(checked(words, b, "--text"), longest(b, voice, speed))
+    pieces = cut(checked(words, b, flag), longest(b, voice, speed))
     return [piece.strip() for piece in pieces if speakable(piece, b)]
 
 

@@ -104,13 +104,13 @@ def front_end(b):
 
 def make_voice(b, path, words):
     """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
+    from prepare import letters, outliers, speech_seconds                         # only a prompt needs them
     settings = b.settings
     mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
     ids = encode_checked(words, b, "--prompt_text")
-    if len(ids) >= len(mel):
-        seconds = len(mel) * settings.hop / settings.rate
-        raise BadInput(f"--prompt {path}: {seconds:.1f} s for {len(ids)} symbols of --prompt_text; expected "
-                       "more frames than symbols")
+    odd = outliers([sum(letters(b.vocab[i - 1]) for i in ids)], [speech_seconds(mel, settings)])
+    if odd or len(ids) >= len(mel):
+        raise BadInput(f"--prompt {path}, --prompt_text {words[:30]!r}: {odd.get(0, 'too many symbols')}")
     ids, durations = align(cepstra(mel), ids, b.gauss, reader.pauses(b.vocab, b.lang))
     return dict(mel=mel, text=ids, durations=durations)
 
@@ -125,15 +125,15 @@ def encode_checked(words, b, flag):
     return ids
 
 
-def chunks(b, words, voice, speed):
+def chunks(b, words, voice, speed, flag="--text"):
     """--text -> its sentences as speak() takes them, (L,) ids each; without those with nothing to say."""
     found, unread = reader.chunks(words, b.lang)
     ids, unknown = zip(*(reader.to_ids(symbols, b.vocab) for _, symbols in found)) if found else ([], [])
     dropped = set(unread).union(*unknown)
     if dropped:
-        print(f"--text: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+        print(f"{flag}: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
     if not found:
-        raise BadInput(f"--text {words[:30]!r}: nothing to say; expected words of language {b.lang}")
+        raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
     return list(ids)
 
 
@@ -201,17 +201,17 @@ def crossfade(wavs, fade):
 
 def pick_voice(b, flags):
     """The voice that --prompt, --prompt_text and --voice ask for: a prompt made, a ready one, or None."""
-    if flags.prompt or flags.prompt_text:
+    if (flags.prompt, flags.prompt_text) != (None, None):
         if not (flags.prompt and flags.prompt_text and flags.prompt_text.strip()):
             raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
         return front_end(b).make_voice(b, flags.prompt, flags.prompt_text)
     if front_end(b) is f5:
         raise BadInput("this checkpoint continues a recording: give one as --prompt, and its words as "
                        "--prompt_text")
+    if flags.voice not in (None, "none", *b.voices):
+        raise BadInput(f"--voice {flags.voice}: this checkpoint has {', '.join(b.voices)}, or use --prompt")
     if flags.voice == "none" or not b.voices:
         return None
-    if flags.voice and flags.voice not in b.voices:
-        raise BadInput(f"--voice {flags.voice}: this checkpoint has {', '.join(b.voices)}, or use --prompt")
     return b.voices[flags.voice or next(iter(b.voices))]
 
 
@@ -245,10 +245,10 @@ def pick_grid(b, steps, words, asked=None):
 
 
 def read_file(path):
-    """--text_file FILE, or - for standard input -> its text."""
+    """--text_file FILE, or - for standard input -> its text, and how an error names it."""
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig"), f"--text_file {path}"
     except (OSError, UnicodeDecodeError) as problem:
         raise BadInput(f"--text_file {path}: {problem}; expected a text file in UTF-8, or -") from None
 
@@ -299,9 +299,9 @@ def main():
     b = load_checkpoint(flags.ckpt, device)
     steps, w = check_steps(b, flags.steps, flags.cfg)
     steps, grid = pick_grid(b, steps, flags.grid, flags.steps)
-    words = read_file(flags.text_file) if flags.text is None else flags.text
+    words, flag = read_file(flags.text_file) if flags.text is None else (flags.text, "--text")
     voice = pick_voice(b, flags)
-    texts = front_end(b).chunks(b, words, voice, flags.speed)
+    texts = front_end(b).chunks(b, words, voice, flags.speed, flag)
     vocoder = load_vocoder(flags.vocoder, b.settings, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:

@@ -89,7 +89,8 @@ def test_text_files_and_standard_input(trained, tmp_path, quick, capsys, monkeyp
     assert soundfile.info(out).frames == whole > 0
     capsys.readouterr()
     book.write_bytes("caf\xe9".encode("cp1252"))
-    for path, words in ((book, "UTF-8"), (tmp_path / "none.txt", "none.txt")):
+    (tmp_path / "empty.txt").write_text("")
+    for path, words in ((tmp_path / "empty.txt", "--text_file " + str(tmp_path / "empty.txt")), (book, "UTF-8"), (tmp_path / "none.txt", "none.txt")):
         assert run(sample, "--ckpt", trained.student, "--text_file", path, "--out", out) == 2
         said(capsys, words)
     assert soundfile.info(out).frames == whole                                    # untouched

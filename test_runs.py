@@ -630,7 +630,8 @@ def test_training_numbers_out_of_range(tmp_path, capsys, module, flag, value):
     (["--text", "   "], "nothing to say"), (["--text", ""], "nothing to say"),
     (["--text", "\u4f60\u597d"], "nothing to say"), (["--text", "\U0001f600"], "nothing to say"),
     (["--device", "cuda:0" if not torch.cuda.is_available() else "tpu"], "--device"), (["--device", "cpu:x"], "--device"),
-    (["--voice", "nobody"], "this checkpoint has"), (["--prompt", "x.wav"], "go together"), (["--speed", 0], "--speed"),
+    (["--voice", "nobody"], "this checkpoint has"), (["--voice", ""], "this checkpoint has"), (["--prompt", ""], "together"),
+    (["--prompt", "x.wav"], "go together"), (["--speed", 0], "--speed"),
     (["--prompt", "x.wav", "--prompt_text", "hello"], "no such file"), (["--no-such-flag", 1], "unrecognized"),
     (["--out", "/proc/nowhere/x.wav"], "cannot use"), (["--out", "x"], ".wav"), (["--out", "x.png"], ".wav"),
     (["--seed", 10 ** 30], "--seed"), (["--vocoder", "nowhere"], "--vocoder"), (["--grid", "uniform"], "--grid")])
@@ -653,8 +654,11 @@ def test_sample_speaks_with_prompt_and_in_chunks(trained, tmp_path, capsys, monk
     assert run(sample, "--ckpt", trained.teacher, "--text", many, "--steps", 2, "--cfg", 1, *flags) == 0
     assert "2 batches of sentences" in capsys.readouterr().out
     write_wav(tmp_path / "p.wav", seconds=15.5)
+    write_wav(tmp_path / "q.wav")
     (tmp_path / "d.wav").mkdir()
-    for more, words in (([], "longer than 15 s"), (["--out", tmp_path / "d.wav"], "expected the name")):
+    for more, words in (([], "longer than 15 s"), (["--out", tmp_path / "d.wav"], "expected the name"),
+                        (["--prompt", tmp_path / "q.wav", "--prompt_text", "a"], "do not fit"),
+                        (["--prompt", tmp_path / "q.wav", "--prompt_text", "hello there " * 8], "do not fit")):
         assert run(sample, "--ckpt", trained.student, "--text", text, *flags, *more) == 2
         assert words in capsys.readouterr().err
 
