@@ -25,13 +25,18 @@ STARTERS = set("the a an it its he she they we you i this that these those there
 UNITS = {"km/h": "kilometers per hour", "mph": "miles per hour", "m/s": "meters per second", "g": "grams",
          "kg": "kilograms", "mg": "milligrams", "km": "kilometers", "m": "meters", "cm": "centimeters",
          "mm": "millimeters", "mi": "miles", "ft": "feet", "lb": "pounds", "lbs": "pounds", "oz": "ounces",
+         "m/s²": "meters per second squared", "fl. oz": "fluid ounces", "sq. feet": "square feet",
          "l": "liters", "L": "liters", "ml": "milliliters", "mL": "milliliters", "Hz": "hertz",
          "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "KB": "kilobytes", "MB": "megabytes",
          "GB": "gigabytes", "TB": "terabytes", "W": "watts", "kW": "kilowatts", "V": "volts", "hr": "hours",
          "hrs": "hours", "tsp": "teaspoons", "tbsp": "tablespoons",
          "ms": "milliseconds", "min": "minutes", "°C": "degrees Celsius", "°F": "degrees Fahrenheit"}
+UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+PER = {"s": "seconds", "h": "hours", **{w: w for w in "second minute hour day night week month year".split()}}
+POWERS = {"": "", "²": "square ", "³": "cubic "}
 SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion"}
-COINS = {"$": ("dollars", "cents"), "€": ("euros", "cents"), "£": ("pounds", "pence"), "¥": ("yen", "sen")}
+COINS = {"$": ("dollars", "cents"), "€": ("euros", "cents"), "£": ("pounds", "pence"), "¥": ("yen", "sen"),
+         "¢": ("cents", "")}
 ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX XXI".split()
 RULERS = "Henry|Louis|George|Edward|Charles|Elizabeth|James|William|Richard|John|Paul|Pius|Leo|Philip"
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
@@ -101,17 +106,23 @@ def decade(m):
 
 
 def fraction(m):
-    """1/2, 3/4, 2 1/2; else two numbers: 24/7."""
+    """1/2, 3/4, 2 1/2, 1/20th; else two numbers: 24/7."""
     part = {"2": "half", "4": "quarter"}.get(m[3]) or say(m[3], "ordinal")
-    if not 0 < int(m[2]) < int(m[3]) <= 10 and m[3] not in ("16", "32", "64", "100"):
+    if not m[4] and not 0 < int(m[2]) < int(m[3]) <= 10 and m[3] not in ("16", "32", "64", "100"):
         return f" {m[1] or ''} {m[2]} {m[3]} "
     several = "halves" if part == "half" else part + "s"
     return f" {m[1] + ' and' if m[1] else ''} {m[2]} {part if m[2] == '1' else several} "
 
 
+def per(m):
+    """/s, /month, /m³ behind an amount."""
+    return f" per {POWERS[m[2]]}{of('1', PER.get(m[1]) or UNITS[m[1]])[2:]} "
+
+
 def address(m):
     """A mail or web address: its signs have names."""
-    names = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore "}
+    names = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", "+": " plus ",
+             "?": " question mark ", "=": " equals ", "&": " and "}
     return "".join(names.get(c, c if c.isalnum() else " ") for c in re.sub("^https?://|/$", "", m[0]))
 
 
@@ -125,29 +136,39 @@ def roman(m):
 
 RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"\bhttps?://[^\s,;)>\"]*[\w/]|[\w.+-]+@[\w-]+(?:\.\w+)+", address),
-    (r"\b(?:[\w-]+\.)+(?:com|org|net|edu|gov|io)\b(?:/[\w/-]*)?", address),
+    (r"\b(?:[\w-]+\.)+(?:com|org|net|edu|gov|io)\b(?:/(?:[\w/?=&-]*[\w/])?)?", address),
+    (rf"(?<![\d.,:/-])(?<!\d )[1-9]\d?\d?(?:(?: \d{{3}}){{2,}}(?! ?\d)| \d{{3}}(?= ?(?:{UNIT}|[€£¥])(?!\w)))",
+     lambda m: m[0].replace(" ", ",")),         # 1 000 000, 10 000 km
+    (r"([$€£¥])\.(?=\d)", r"\g<1>0."), (r"([$€£¥])[-−](?=\d)", r"-\1"),
+    (r"\^2\b", "²"), (r"\^3\b", "³"), (r"\^(?=[-−]?\d)", " to the power of "), (r"!=|≠", " is not equal to "),
+    (r"(?<=\d)[eE](?:\+|(?=[-−]))(?=[-−\d])", " times 10 to the power of "),
+    (r"(?<=\d) ?\* ?(?=\d)", " times "), (r"(?<=\d) ?/ ?(?=\d+ *=)", " divided by "),
+    (r"(?<![\d.])(\d+\.\d+)/(?=\d)", r"\1 out of "), (r"\b(\d\d?)\.(\d\d)(?=\s?[aApP]\.?[mM]\b)", r"\1:\2"),
+    (r"(?<!')\best\.\s*(?=\d{4}\b)", "established "),
     (r"\be\.g\.,?", " for example "), (r"\bi\.e\.,?", " that is "), (r"\bvs\b", "versus"),
-    (r"\bPh\.?D\b\.?", "PHD"), (r"\bWW(?=II?\b)", "World War "), (r"(?<=\d)[-–](?=\d\d?:\d\d)", " to "),
+    (r"\bPh\.?D\b\.?", "PHD"), (r"\bWW(?=II?\b)", "World War "),
+    (r"(?<=\d)[-–](?=\d\d?:\d\d)|(?:(?<=[%°])|(?<=°[CF])|(?<=\d[ap]m)|(?<=\d [ap]m)|(?<=[ap]\.m\.)"
+     r"|(?<=illion))[-–](?=[$€£¥]?\d)", " to "),
     (r"(?i)\bno\.\s*(?=\d)|#(?=\d)", " number "), (r"#(?=\w)", " hashtag "),
-    (rf"\b({RULERS}) ([IVX]+)\b(?!')", roman), (r"\b()(?=[IVX]{2})([IVX]+)\b", roman),
+    (rf"\b({RULERS}) ([IVX]+)\b(?!')", roman), (r"\b(?<!\b[Aa]n )()(?=[IVX]{2})([IVX]+)\b(?! chromo)", roman),
     (r"\b(\d{4}-\d\d-\d\d|\d\d?/\d\d?/\d{4})\b", date),
     (r"\b(\d\d?):(\d\d)(?![:\d])(?:\s?([aApP])\.?[mM]\b\.?)?", clock), (r"(?<=\d):(?=\d)", " "),
     (r"(?<=\d)\s?([aApP])\.?[mM]\b\.?", lambda m: f" {m[1].upper()}M "),
     (r"\b(\d{3}),?[- ]+(\d{3})-(\d{4})\b", lambda m: f" {digits(m[1])}, {digits(m[2])}, {digits(m[3])} "),
     (r"(?<![\d-])(\d{3})-(\d{4})(?![\d-])", lambda m: f" {digits(m[1])}, {digits(m[2])} "),
     (r"\b(\d+)'\s?(\d+)(?:\"|'')", r" \1 feet \2 inches "), (r"'?\b(\d0|\d{3}0)'?s\b", decade),
-    (r"(?<=[\d%])[-–](?=[$€£¥])|(?<=%)[-–](?=\d)", " to "), (r"~\s?(?=\d)", "about "),
+    (r"(?<=\d)[-–](?=[$€£¥])", " to "), (r"~\s?(?=\d)", "about "),
     (r"(?<=\d)\s+[-−]\s+(?=\d)|(?<![\w.)])[-−](?=[$€£¥]?\.?\d)", " minus "),
     (rf"([$€£¥])\s?({NUMBER}(?:[-–]{NUMBER})?)"
      r"(?:\s?(k|m|b|bn|K|M|B|thousand|million|billion|trillion)\b)?", money),
-    (rf"({NUMBER})\s?([€£¥])", lambda m: f" {of(m[1], COINS[m[2]][0])} "),
-    (r"(?:\b(\d+) )?(?<![\d/])(\d+)/(\d+)(?![\d/])", fraction),
-    (rf"({NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(²?)(?!\w)",
-     lambda m: f" {of(m[1], 'square ' * bool(m[3]) + UNITS[m[2]])} "),
+    (rf"({NUMBER})\s?([€£¥¢])", lambda m: f" {of(m[1], COINS[m[2]][0])} "),
+    (r"(?:\b(\d+) )?(?<![\d/])(?<!\d\.)(\d+)/(\d+)(?:(nd|rd|th)s?\b)?(?![\d/]|\.\d)", fraction),
+    (r"(?<![\d-])(\d[\d,.]*)[-–](\d[\d,.]*)(?![\d-])", r" \1 to \2"),
+    (rf"({NUMBER})\s?({UNIT})([²³]?)(?!\w)", lambda m: f" {of(m[1], POWERS[m[3]] + UNITS[m[2]])} "),
+    (rf"(?: |(?<=\d))/({'|'.join(PER)}|{UNIT})([²³]?)(?!\w)", per),
     (r"²", " squared "), (r"³", " cubed "),
-    (r"(?<![\d-])(\d[\d,.]*)[-–](\d[\d,.]*)(?![\d-])", r" \1 to \2 "),
     (rf"\b({'|'.join(MONTHS)}) (\d\d?)\b(?![:,.]\d| to\b)", lambda m: f"{m[1]} {say(m[2], 'ordinal')}"),
-    (r"\b(\d[\d,]*)(?:st|nd|rd|th)\b", lambda m: f" {say(m[1].replace(',', ''), 'ordinal')} "),
+    (r"\b(\d[\d,]*)(?i:st|nd|rd|th)\b", lambda m: f" {say(m[1].replace(',', ''), 'ordinal')} "),
     (r"\d+(?:,\d{3}(?!\d))+(?:\.\d+)?|\d*(?:\.\d+)+|\d+", lambda m: f" {number(m[0])} "),
     (r"\b((?:[A-Za-z]\.){2,})(?!\w)", lambda m: m[1].replace(".", "").upper()),       # U.S.
     (r"\b([A-Z]+)([A-Z])'?s\b", r"\1 \2's"), (r"(?<=\w)\.(?=\w)", " dot "),           # CDs, main.py
@@ -179,10 +200,10 @@ def english(text, known):
                                   or known(word) and (shout or len(word) > 3)):
             return word
         return m[0]
-    text = re.sub("[½⅓⅔¼¾⅕⅛⅜⅝⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]), text)
+    text = re.sub(" ?([½⅓⅔¼¾⅕⅛⅜⅝⅞])", lambda m: " " + unicodedata.normalize("NFKC", m[1]), text)
     text = text.replace("\u2044", "/")
     text = SHORT.sub(whole, text)
     text = re.sub(r"(?<![\w&])[A-Z]{2,}(?:'[A-Z]+)?\b(?!&)", capitals, text)
     for pattern, spoken in RULES:
         text = pattern.sub(spoken, text)
-    return re.sub(r"\b[b-df-hj-np-tv-xz]{2,4}\b", lambda m: m[0] if known(m[0]) else m[0].upper(), text)
+    return re.sub(r"(?<!')\b[b-df-hj-np-tv-xz]{2,4}\b", lambda m: m[0] if known(m[0]) else m[0].upper(), text)

@@ -130,6 +130,26 @@ Dec 25 and 3 Nov 2021 | December twenty fifth and three November twenty twenty o
 $1.2M or €3bn | one point two million dollars or three billion euros
 WWII, a Ph.D. in Apt. 4B | World War two a P H D in apartment four B
 9/11 | nine eleven
+50-60 kg, 5–10 km | fifty to sixty kilograms five to ten kilometers
+20-25°C, 20°-25° | twenty to twenty five degrees Celsius twenty degrees to twenty five degrees
+7am-9am, 9:00am–5:00pm | seven A M to nine A M nine A M to five P M
+$1.5 billion-$2 billion | one point five billion dollars to two billion dollars
+4.5/5 and 2.5/10 | four point five out of five and two point five out of ten
+10 000 km, 1 000 000 | ten thousand kilometers one million
+in 1999 200 came | in nineteen ninety nine two hundred came
+10 m/s², 5 kg/m³ | ten meters per second squared five kilograms per cubic meter
+$5/month, 1GB/s, 20/day | five dollars per month one gigabyte per second twenty per day
+8 fl. oz. of milk, 100 sq. ft. of it | eight fluid ounces of milk one hundred square feet of it
+est. 1990 | established nineteen ninety
+x != y, 10^6, x^2, 2*3 | X is not equal to Y ten to the power of six X squared two times three
+6/2 = 3, 1.5e-3 | six divided by two equals three one point five times ten to the power of minus three
+ON THE 1ST OF MAY | on the first of may
+2/3rds, 1/20th, a 1 ½ cup | two thirds one twentieth a one and one half cup
+$.50, $-5, 1¢ | fifty cents minus five dollars one cent
+10.30am, don'ts | ten thirty A M don'ts
+a+b@x.org | a plus b at X dot org
+https://x.org/a?b=1&c=2 | X dot org slash a question mark B equals one and C equals two
+XX chromosomes, an IV line | X X chromosomes an I V line
 <p class="x">AT&amp;T&#39;s <b>hi</b><br/>ho</p> | A T and T's hi ho
 a < b, x <3 and y<z or z>1 | a less than b x less than three and Y less than Z or Z greater than one
 It's 5'4"; 1 tbsp | It's five feet four inches one tablespoon
@@ -153,7 +173,8 @@ def test_spoken(pair):
     ("Wait... what? Really?!", 2), ("No. I won't.", 2), ("So am I. Then go.", 2), ("One.Two.", 2),
     ("Title\n\nText goes on.", 2), ("Roses are red\nViolets are blue", 2), ("He came\nand went.", 1),
     ("He said yes.\nand went.", 2), ("hello. how are you? fine.", 3), ("Jan. 5 was cold. Feb. 6 too.", 2),
-    ("- eggs\n- milk", 1), ("# Title\n* Eggs", 2), ("She has a Ph.D. in physics.", 1),
+    ("Add 6 lb. of flour.", 1), ("Open a 12 oz. can. Pour it.", 2), ("A firm, est. 1990, grew.", 1),
+    ("He weighs 60 kg. She left.", 2), ("- eggs\n- milk", 1), ("# Title\n* Eggs", 2), ("She has a Ph.D. in physics.", 1),
     ("", 0), ("... !", 0), (" \n\t ", 0), ("😀", 0)])
 def test_sentence_ends(written, count):
     assert len(text.read_text(written)[0]) == count

@@ -25,13 +25,14 @@ from num2words import num2words
 
 import f5
 from common import BadInput
-from english import ENDERS, STARTERS, TITLES, english, street
+from english import ENDERS, STARTERS, TITLES, UNIT, english, street
 
 FINAL, CLOSING = ".!?。！？؟।…", "\"')]}»”’"
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 TAG = re.compile(r"</?(?:(br|p|div|li|h\d)|[A-Za-z][\w:-]*)(?:\s[^<>=]*=[^<>]*|\s*/?)>", re.I)   # not a < b
 PAUSE = re.compile(r"\s+[-–—]+\s+(?!\d)|(?<!\d)\s+[-–—]+\s+|\s*(?:—|--+)\s*"      # dashes
-                   r"|(?<!\d)–|–(?!\d)|\.{2,}|…|(?:^|(?<=\s))[([]|[)\]](?=[\s.,;:!?]|$)|[;:](?=[^\w/]|$)"
+                   r"|(?<![\d°%])(?<!\d[ap]m)(?<!\.m\.)(?<!°[CF])(?<!illion)–|–(?![$€£¥]?\d)"
+                   r"|\.{2,}|…|(?:^|(?<=\s))[([]|[)\]](?=[\s.,;:!?]|$)|[;:](?=[^\w/]|$)"
                    r"|[、，；：،]")
 SILENT = " \"'(){}[]<>«»“”‘’„‚`´*_|\\/~^•·¿¡;:-–—\u200c\u200d\ufe0e\ufe0f"       # nothing is lost without
 SIGNS = {"en": {"%": "percent", "&": "and", "+": "plus", "=": "equals", "@": "at", "°": "degrees",
@@ -187,7 +188,9 @@ def ends(before, mark, after, lang):
         return follows[:1].isupper() and re.match(r"\w*", follows)[0].lower() in STARTERS
     if word.lower() in ENDERS:
         return follows[:1].isupper() and (word.lower() != "st" or street(before[:-2]))
-    return word.lower() not in TITLES and not (word.lower() == "no" and follows[:1].isdigit())
+    if follows[:1].islower() and re.search(rf"\d ?(?:fl|sq|{UNIT})$", before):        # 6 lb. of
+        return False
+    return word.lower() not in TITLES and not (word.lower() in ("no", "est") and follows[:1].isdigit())
 
 
 # Marks, then a space, or nothing: 。 and "end.Next".
