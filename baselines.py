@@ -1,6 +1,6 @@
 """What both papers compare with, on distill.py's loop: velocity, progressive, consistency, meanflow.
 
-    python baselines.py --method consistency --steps 1 2 4           every flag of distill.py
+    python baselines.py --method consistency --steps 1 2 4           flags of distill.py
     python baselines.py --method progressive --steps 4 --out out/p4
     python baselines.py --method progressive --steps 2 --init out/p4/student.pt --out out/p2    then 1
 

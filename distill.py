@@ -220,9 +220,7 @@ def told(flags, method, teacher):
 
 
 def begin(flags, method, teacher, init=None):
-    """What trains -> student, nets {"ema": its average, "start": --init's frozen network, "teacher",
-    "beside": what trains beside}, optimiser.
-    """
+    """What trains -> student, nets ("ema": its average, "start": --init's, "teacher", "beside"), optimiser."""
     torch.manual_seed(flags.seed)
     time = told(flags, method, teacher)
     if init is not None:
@@ -237,7 +235,8 @@ def begin(flags, method, teacher, init=None):
     if flags.recompute and not hasattr(student, "recompute"):
         raise BadInput(f"--recompute: {type(student).__name__} has no way to, see DiT.recompute in model.py")
     student.recompute = flags.recompute
-    return student, nets, adamw([dict(params=p.parameters()) for p in (student, nets["beside"])], flags.lr, 0)
+    beside = dict(params=nets["beside"].parameters(), lr=4 * flags.lr)            # it has to keep up
+    return student, nets, adamw([dict(params=student.parameters()), beside], flags.lr, 0.0)
 
 
 def build(flags, method, device):

@@ -24,7 +24,7 @@ def fakes(teacher, steps):
     return torch.nn.ModuleDict({str(n): copy.deepcopy(teacher).requires_grad_(True).train() for n in steps})
 
 
-def dmd_loss(student, batch, n, nets, anchor=0.05):
+def dmd_loss(student, batch, n, nets, anchor=0.1):
     """Match distributions of n-step samples -> (loss, its terms by name).
 
     The gradient of KL(student || teacher) at x_t is a difference of scores; a velocity v expects the data

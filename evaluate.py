@@ -357,7 +357,7 @@ def arguments():
     add("--data", default="eval/main", help="recordings of the sentences to speak (default %(default)s)")
     add("--held", action="store_true", help="use only the held-out part of --data")
     add("--count", type=count(), default=40, help="sentences (default 40)")
-    add("--steps", type=count(1, 1000), nargs="+", help="default: 10 for a teacher, all of a student's")
+    add("--steps", type=count(1, 1000), nargs="+", help="default: 10 of a teacher, those a student is for")
     add("--cfg", type=number(0, 20), nargs="+", help="guidance of teachers (default: the checkpoint's own)")
     add("--student_cfg", type=number(0, 20), nargs="+", help="guidance of students (default 0)")
     add("--seeds", type=count(0), nargs="+", default=[0], help="of the noise (default 0)")

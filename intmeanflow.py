@@ -1,7 +1,8 @@
 """IntMeanFlow (arXiv 2510.07979) on distill.py's loop: a student of average velocities, and O3S, its search.
 
-    python intmeanflow.py --steps 1 2 4                              distil; every flag of distill.py
-    python intmeanflow.py --search 2 3 4 --ckpt out/imf/student.pt   the best grids of 2, 3, 4 steps
+    python intmeanflow.py --out out/imf                              distil; flags of distill.py
+    python intmeanflow.py --search 2 3 4 --ckpt out/imf/student.pt --teacher checkpoints/teacher.pt
+                                                                     the best grids of 2, 3, 4 steps
 
 Clock and shapes: see model.py.
 """
@@ -100,7 +101,7 @@ def search():
     add = p.add_argument
     add("--search", type=count(), nargs="+", required=True, metavar="N",
         help="step counts to find a grid for")
-    add("--ckpt", required=True, help="teacher, or student of any step count; the grids are written into it")
+    add("--ckpt", required=True, help="teacher, or student of any step count; written anew with its grids")
     add("--teacher", help="of a student: the one it was distilled from (a teacher is compared with itself)")
     add("--cfg", type=number(0, 20), help="guidance w (default: the checkpoint's)")
     add("--seed", type=count(0), default=0, help="of the noise (default 0)")

@@ -22,6 +22,7 @@ import text as reader
 from align import align, cepstra
 from checkpoint import load_checkpoint
 from data import frame_to_symbol, load_audio, mel_spectrogram
+from prepare import letters, outliers, speech_seconds
 from vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------------- sampler
@@ -104,7 +105,6 @@ def front_end(b):
 
 def make_voice(b, path, words):
     """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
-    from prepare import letters, outliers, speech_seconds                         # only a prompt needs them
     settings = b.settings
     mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
     ids = encode_checked(words, b, "--prompt_text")

@@ -36,9 +36,9 @@ class UNetConfig:
 
 
 SIZES = {
-    "tiny": dict(dim=128, depth=4, heads=2),                                      # 2.9M
-    "small": dict(dim=256, depth=12, heads=4, text_dim=256),                      # 17M
-    "base": dict(dim=512, depth=12, heads=8, ff_mult=4, text_dim=512),            # CosyVoice2's depth; 80M
+    "tiny": dict(dim=128, depth=4, heads=2),                                      # 3.2M
+    "small": dict(dim=256, depth=12, heads=4, text_dim=256),                      # 19M
+    "base": dict(dim=512, depth=12, heads=8, ff_mult=4, text_dim=512),            # CosyVoice2's depth; 93M
 }
 
 
