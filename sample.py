@@ -259,7 +259,7 @@ def arguments():
     add = p.add_argument
     add("--text", help="what to say; long text is spoken in sentence chunks")
     add("--text_file", metavar="FILE", help="a file that holds the text; - is standard input")
-    add("--ckpt", default="checkpoints/student.pt", help="teacher or student (default %(default)s)")
+    add("--ckpt", default="checkpoints/student_dmd.pt", help="teacher or student (default %(default)s)")
     add("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
     add("--cfg", type=number(0, 20),
         help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls (default: 0 for a "

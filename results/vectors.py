@@ -1,0 +1,46 @@
+"""dmd.py that trains vectors alone: a student's file then differs from its --init's in a fiftieth.
+
+    PYTHONPATH=. python results/vectors.py --init STUDENT.pt --cfg 1 --lr 5e-4 --max_iters 900 --pool 50 \
+        --reuse 100 --out out/vectors
+
+STUDENT.pt: of `python checkpoint.py`, in 8-bit integers. Trained are norms, biases, step tokens and the last
+layer, 34,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
+"""
+import sys
+
+import torch
+
+import distill
+import dmd
+from checkpoint import to_integers
+from common import cli, save_torch
+from train import adamw
+
+begin = distill.begin
+
+
+def vectors(flags, method, teacher, init=None):
+    """distill.begin(), whose student has its matrices frozen."""
+    student, nets, _ = begin(flags, method, teacher, init)
+    for name, p in student.named_parameters():
+        p.requires_grad_(p.dim() < 2 or "token" in name or "proj_out" in name)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    return student, nets, adamw([dict(params=trained), dict(params=nets["beside"].parameters(), lr=4e-4)],
+                                flags.lr, 0)
+
+
+def main():
+    distill.main(dmd.METHODS)
+    out, old = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--out", "--init"))
+    new, small = (torch.load(path, weights_only=True) for path in (f"{out}/student.pt", old))
+    whole, steps = to_integers({name: w for name, w in new["model"].items()
+                                if "token" in name or "proj_out" in name})
+    vector = {name: w for name, w in new["model"].items() if w.dim() < 2}
+    small["model"] |= vector | whole
+    small["steps"] |= {f"model.{name}": step for name, step in steps.items()}
+    save_torch(f"{out}/small.pt", small | dict(config=new["config"]))
+    print(f"wrote {out}/small.pt")
+
+
+distill.begin = vectors
+cli(main)
