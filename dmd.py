@@ -1,6 +1,6 @@
 """Distribution matching: a student whose samples are as likely as its teacher's, on distill.py's loop.
 
-    python dmd.py --init checkpoints/student.pt --steps 1       go on from a student; flags of distill.py
+    python dmd.py --init checkpoints/student.pt --cfg 1 --lr 1e-4 --max_iters 1200 --pool 50 --reuse 100
 
 A squared error to the teacher's endpoint is least for a mean over what a small student cannot tell from x0,
 and a mean of mels is a blur. Here its samples x1 are made likelier instead, by Distribution Matching

@@ -1,10 +1,10 @@
-"""dmd.py that trains vectors alone: a student's file then differs from its --init's in a fiftieth.
+"""dmd.py that trains vectors alone: a student's file then differs from its --init's in a sixtieth.
 
     PYTHONPATH=. python results/vectors.py --init STUDENT.pt --cfg 1 --lr 5e-4 --max_iters 900 --pool 50 \
         --reuse 100 --out out/vectors
 
 STUDENT.pt: of `python checkpoint.py`, in 8-bit integers. Trained are norms, biases, step tokens and the last
-layer, 34,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
+layer, 33,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
 """
 import sys
 
