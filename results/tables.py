@@ -11,6 +11,7 @@ MOS, DISTANCE = ("Distill-MOS", "Distill-MOS", "{:.2f}"), ("mel MSE to teacher@3
 JUDGED = [("network calls", "network calls", "{:.0f}"), WORDS, MOS, DISTANCE]
 VOICE = [("nearest to its prompt", "own voice", "{:.0%}"), ("cosine to it", "cosine own", "{:.2f}"),
          ("to others", "cosine other", "{:.2f}")]
+SPEAKER = ("speaker cosine", "cosine own", "{:.2f}")
 SIZE = ("parameters", "parameters", "{:,.0f}")
 STEPS = [(f"MSE, {n} step{'s' * (n > 1)}", f"mse@{n} to teacher@10", "{:.4f}") for n in (1, 2, 4)]
 VARIANCE = ("variance, 1 step", "variance@1", "{:.2f}")
@@ -24,11 +25,11 @@ def heard(n):
 
 # name -> CSV, columns: (title, the CSV's, how it is written)
 TABLES = {
-    "natural": ("natural.csv", [*JUDGED, ("variance", "variance", "{:.2f}")]),
+    "natural": ("natural.csv", [*JUDGED, ("variance", "variance", "{:.2f}"), SPEAKER]),
     "unseen": ("unseen.csv", [*VOICE, WORDS, MOS]),
     "human": ("human.csv", [*JUDGED, ("with its own vocoder", "own vocoder", "{:.2f}")]),
     "methods": ("ablation.csv", [SIZE, *STEPS, VARIANCE, *heard(1), ("paper's MOS-N", "paper", "{:.2f}")]),
-    "ear": ("ear.csv", JUDGED),
+    "ear": ("ear.csv", [*JUDGED, SPEAKER]),
     "networks": ("networks.csv", [SIZE, *STEPS, VARIANCE, *heard(1), *heard(4),
                                   ("RTF, 1 step", "RTF@1", "{:.4f}")]),
     "aligned": ("aligned.csv", [(f"{title}, {n}", f"{key}{n}{end}", form) for title, key, end, form in (
