@@ -220,7 +220,7 @@ def told(flags, method, teacher):
 
 
 def begin(flags, method, teacher, init=None):
-    """What trains -> student, nets ("ema": its average, "start": --init's, "teacher", "beside"), optimiser."""
+    """What trains -> student, nets ("ema": its average, "start": --init, "teacher", "beside"), optimiser."""
     torch.manual_seed(flags.seed)
     time = told(flags, method, teacher)
     if init is not None:
