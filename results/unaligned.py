@@ -44,7 +44,8 @@ def warp(durations, way=1.0, group=group):
 def withdrawn(durations):
     if batches <= 0:                            # the first batch of teacher.py is the held-out one
         return warp(durations)
-    front, (most, share) = min(1.0, batches / ((0.65 if begun else 0.6) * updates)), torch.rand(2, generator=g)
+    most, share = torch.rand(2, generator=g)
+    front = min(1.0, batches / ((0.65 if begun else 0.6) * updates))
     front = front if most < (0.8 if begun else 0.7) else front * float(share)
     return warp(durations, 1.0, round(begun * (group / begun) ** front)) if begun else warp(durations, front)
 
