@@ -175,7 +175,8 @@ def measure(nets, fixed, goals):
 
 
 def gradient_noise(teacher, flags, trajectories):
-    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss.
+    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss, with the
+    mean of the loss itself and its deviation over batches, relative to the mean.
 
     Every batch counts once: a repeated one would repeat its gradient. Both parts are unbiased.
     """
@@ -186,20 +187,24 @@ def gradient_noise(teacher, flags, trajectories):
         student.zero_grad()
         (batch,), J = trajectories[step]
         part, = distill.draw([batch], J, seed_update(flags.seed, step))
-        distill.dsflow_loss(student, part, n, a=a, weak_cfg=False)[0].backward()
-        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        loss = distill.dsflow_loss(student, part, n, a=a, weak_cfg=False)[0]
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]), loss.item()
     names = ["endpoint", "velocity", "dual, both terms (Eq. 7)", "dual, one term an item (ours)"]
-    total, squares = {name: 0.0 for name in names}, {name: 0.0 for name in names}
+    total, squares, losses = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), {name: [] for name in names}
     for step in tqdm(range(batches), "noise", leave=False, disable=None):
         end, velocity = gradient(step, 1.0), gradient(step, 0.0)
-        for name, g in zip(names, (end, velocity, 0.7 * end + 0.3 * velocity, gradient(step, 0.7))):
+        both = [0.7 * at_end + 0.3 * on_chord for at_end, on_chord in zip(end, velocity)]
+        for name, (g, loss) in zip(names, (end, velocity, both, gradient(step, 0.7))):
             total[name], squares[name] = total[name] + g, squares[name] + float(g.square().sum())
+            losses[name].append(loss)
     rows = []
     for name in names:
         mean = float((total[name] / batches).square().sum())
         spread = (squares[name] - batches * mean) / (batches - 1)
         rows.append(dict(system=name, budget="noise", batches=batches, variance=spread,
-                         relative=spread / (mean - spread / batches)))
+                         relative=spread / (mean - spread / batches), loss=statistics.mean(losses[name]),
+                         loss_deviation=statistics.stdev(losses[name]) / statistics.mean(losses[name])))
     return rows
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time as clock
@@ -823,6 +824,9 @@ def test_gradient_noise_counts_each_batch_once(monkeypatch):
     variance, relative = ([e[k] for e in estimates] for k in ("variance", "relative"))
     assert sum(variance) / 100 == pytest.approx(4 * 50, rel=0.03)
     assert sum(v / r for v, r in zip(variance, relative)) / 100 == pytest.approx(50, rel=0.03)
+    losses = [float((student.weight * batch["x"]).sum()) for (batch,), _ in batches]
+    assert estimates[-1]["loss"] == pytest.approx(statistics.mean(losses))
+    assert estimates[-1]["loss_deviation"] == pytest.approx(statistics.stdev(losses) / statistics.mean(losses))
 
 
 # --------------------------------------------------------------------------------------------- the repository
