@@ -1,4 +1,4 @@
-"""The tables of README.md and results/README.md, made from the CSVs; a test checks that they stand there.
+"""The tables of README.md and of the pages here, made from the CSVs; a test checks that they stand there.
 
     PYTHONPATH=. python results/tables.py
 """
