@@ -175,8 +175,8 @@ def measure(nets, fixed, goals):
 
 
 def gradient_noise(teacher, flags, trajectories):
-    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss, with the
-    mean of the loss itself and its deviation over batches, relative to the mean.
+    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss, with
+    the loss's own mean and its deviation over batches, relative to the mean.
 
     Every batch counts once: a repeated one would repeat its gradient. Both parts are unbiased.
     """
@@ -191,7 +191,8 @@ def gradient_noise(teacher, flags, trajectories):
         loss.backward()
         return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]), loss.item()
     names = ["endpoint", "velocity", "dual, both terms (Eq. 7)", "dual, one term an item (ours)"]
-    total, squares, losses = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), {name: [] for name in names}
+    total, squares = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    losses = {name: [] for name in names}
     for step in tqdm(range(batches), "noise", leave=False, disable=None):
         end, velocity = gradient(step, 1.0), gradient(step, 0.0)
         both = [0.7 * at_end + 0.3 * on_chord for at_end, on_chord in zip(end, velocity)]
