@@ -20,14 +20,14 @@ import pytest
 import soundfile
 import torch
 
-import checkpoint
-import common
+from networks import checkpoint
+import common.cli
+import common.run
 import data
 import distill
-import evaluate
 import model
 import teacher
-import unet
+from networks import unet
 
 ROOT = Path(__file__).resolve().parent
 if "PYTEST_XDIST_WORKER" in os.environ:         # two workers on two cores
@@ -55,7 +55,7 @@ def build(config):
 
 def make_batch(lengths=(14, 9), seed=0, mels=8):
     """A batch as held_out() makes it: mel, text, alignment, reference, frames to generate, noise; and the random
-    numbers of train.draw().
+    numbers of common.run.draw().
     """
     g = torch.Generator().manual_seed(seed)
     B, T, pad = len(lengths), max(lengths), torch.nn.utils.rnn.pad_sequence
@@ -102,7 +102,7 @@ def run(command, *words):
     sys.argv = [f"{command.__name__}.py", *map(str, words)]
     try:
         if getattr(getattr(command, "main", None), "__module__", None) == command.__name__:
-            common.cli(command.main)
+            common.cli.cli(command.main)
         else:
             runpy.run_path(command.__file__, run_name="__main__")
         return 0
@@ -169,7 +169,7 @@ def trained(tmp_path_factory):
             assert run(teacher, *flags, "--out", path.parent, "--max_iters", 2, "--backbone", name) == 0
         of = ["--teacher", of_each["dit"]]
         with pytest.MonkeyPatch.context() as ears:
-            ears.setattr(evaluate, "load_ears", lambda *_: {})
+            ears.setattr(distill, "load_judges", lambda *_: {})
             assert run(distill, *flags, *of, "--out", tmp / "s", "--max_iters", 2, "--pool", 2) == 0
         yield types.SimpleNamespace(tmp=tmp, flags=flags, of=of, of_each=of_each, teacher=of[1], student=tmp / "s" / "student.pt")
 
@@ -178,6 +178,6 @@ def trained(tmp_path_factory):
 def bare(monkeypatch):
     """Training commands without tables, pictures and audio, which take longer than the few updates of a test."""
     monkeypatch.setattr(distill, "final_table", lambda *_: None)
-    monkeypatch.setattr(common, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(common.run, "plot_curves", lambda *_: None)
     monkeypatch.setattr(teacher, "plot_mels", lambda *_: None)
     monkeypatch.setattr(teacher, "load_vocoder", lambda *_: lambda mel, _: np.zeros(len(mel)))

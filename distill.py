@@ -7,26 +7,32 @@ The method is dsflow_loss(). Everything else here feeds it: the teacher's trajec
 methods are files of their own that call main() with their losses: intmeanflow.py, baselines.py, yours. Clock
 and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a multiple of all n.
 """
-from common import BadInput, Parser, cli, count, digest, number, pick_device, synchronise
+from common.cli import (BadInput, Parser, cli, count, in_turn, number, pick_device, processor,
+                        synchronise)
+from common.files import digest, markdown, write_audio, write_text
+from common.plots import plot_mels
 
 import copy
 import itertools
 import math
+import statistics
 import time as clock
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
 
-from checkpoint import load_student, load_teacher, save_checkpoint
+from networks.checkpoint import load_student, load_teacher, save_checkpoint
 from data import batch_indices, collate
-from evaluate import distance, final_table
 from model import count_parameters, fold, pair, refit
-from prepare import prepare
+from speech.prepare import prepare
 from sample import condition, cosine_grid, rollout
-from teacher import frame_mean, held_out, infill
-from train import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, join, learning_rate,
-                   optimise, parts, seed_update)
+from speech.ears import at_16_khz, load_judges
+from speech.vocoder import load_vocoder
+from teacher import distance, frame_mean, held_out, infill
+from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, join,
+                        learning_rate, optimise, parts, seed_update)
 
 # ------------------------------------------------------------------------------------------------- the method
 
@@ -161,6 +167,65 @@ class Trajectories:
             synchronise(self.device)
             self.seconds += clock.perf_counter() - start
         return self.made[which], len(self.plan[which])
+
+
+# --------------------------------------------------------------------------------------------- the last table
+
+
+def flow_rtf(systems, batch, settings, rounds=7):
+    """Flow RTF, the real-time factor of text branch and network: their seconds per second of speech, without
+    voice prompt, duration predictor and vocoder.
+
+    systems {name: (model, steps, w)} take turns on one batch: text, align, x0 and mask -> {name: [RTF of each
+    round]}.
+    """
+    x0, mask = batch["x0"], batch["mask"]
+    bare = dict(batch, ref=torch.zeros_like(x0), known=None)
+    frames = x0[..., 0].numel() if mask is None else int(mask.sum())
+    speech = frames * settings.hop / settings.rate
+    jobs = {name: partial(rollout, model, bare, cosine_grid(n), w) for name, (model, n, w) in systems.items()}
+    times = in_turn(jobs, rounds, x0.device)
+    return {name: [seconds / speech for seconds in taken] for name, taken in times.items()}
+
+
+def final_table(teacher, systems, batch, goal, w, settings, out, most=16):
+    """Print and write table.md, mels_0.png, mels_1.png and audio of item 0: the teacher in 10 steps (goal)
+    and in one, then systems {name: (model, steps, w)}, from the same noise; batch: see teacher.held_out().
+
+    Distill-MOS, where installed, is of `most` whole sentences: the first quarter of each is recorded.
+    """
+    rows = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))} | systems
+    mels = {"recording": batch["mel"], f"teacher@10, w = {w:g}": goal}
+    mels |= {name: rollout(model, batch, cosine_grid(n), v)[-1] for name, (model, n, v) in rows.items()
+             if name not in mels}
+    lengths, L = batch["mask"].sum(1).tolist(), int((batch["text"][0] > 0).sum())
+    one = dict(text=batch["text"][:1, :L], mask=None)
+    one |= {k: batch[k][:1, :lengths[0]] for k in ("align", "x0")}
+    rtf, vocoder = flow_rtf(rows, one, settings, 5), load_vocoder(None, settings, goal.device)
+    mos, lines = load_judges(["mos"]).get("mos"), []
+    columns = ["model", "network calls", "parameters", "for time", "mel MSE to teacher@10", "flow RTF"]
+    for name, mel in mels.items():
+        wavs = [vocoder(x[:T], settings) for x, T in zip(mel[:most if mos else 1], lengths)]
+        file = name.replace(", w = ", "_w").replace("@", "_at_") + ".wav"
+        write_audio(out / file, wavs[0], settings.rate)
+        cells = ["recording -> mel -> vocoder", "", "", "", "", ""]
+        if name in rows:
+            model, n, v = rows[name]
+            total, for_time = count_parameters(model)
+            cells = [name, n * (2 if v else 1), f"{total:,}", f"{for_time:,}",
+                     f"{distance(mel, goal, batch['todo']):.4f}", f"{statistics.median(rtf[name]):.4f}"]
+        if mos:
+            cells.append(f"{statistics.mean(mos(at_16_khz(wav, settings.rate)) for wav in wavs):.2f}")
+        lines += [cells] if name in rows or mos else []
+    for i in range(min(2, len(lengths))):
+        plot_mels([(name, mel[i, :lengths[i]]) for name, mel in mels.items()], out / f"mels_{i}.png")
+    protocol = (f"Mel MSE: normalised units, {len(lengths)} held-out utterances, same noise. Flow RTF: text "
+                f"branch and network, no vocoder, one sentence, median of 5 turns. {processor(goal.device)}.")
+    if mos:
+        columns.append("Distill-MOS")
+        protocol += " Distill-MOS: predicted quality, 1 to 5; the first quarter of each sentence is recorded."
+    print(f"\n{markdown(columns, lines)}\n\n{protocol}")
+    write_text(out / "table.md", f"{markdown(columns, lines)}\n\n{protocol}\n")
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -306,8 +371,7 @@ def main(methods=METHODS):
         run.end_update()
     if run.speaks:
         systems = {f"student@{n}": (nets["ema"], n, 0.0) for n in sorted(flags.steps)}
-        texts = [corpus.texts[i] for i in fixed["items"].tolist()]
-        final_table(teacher, systems, fixed, goal, flags.cfg, bundle.settings, texts, flags.out, bundle.lang)
+        final_table(teacher, systems, fixed, goal, flags.cfg, bundle.settings, flags.out)
     path = flags.out / "student.pt"
     print(f"wrote {path}; hear it: python sample.py --ckpt {path} --text \"...\"")
 

@@ -6,7 +6,9 @@
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
-from common import BadInput, Parser, audio_file, cli, number, pick_device, plot_mels, synchronise
+from common.cli import BadInput, Parser, cli, number, pick_device, synchronise
+from common.files import audio_file
+from common.plots import plot_mels
 
 import math
 import sys
@@ -17,13 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import f5
-import text as reader
-from align import align, cepstra
-from checkpoint import load_checkpoint
-from data import frame_to_symbol, load_audio, mel_spectrogram
-from prepare import letters, outliers, speech_seconds
-from vocoder import load_vocoder
+from speech import f5_text
+from speech import text as reader
+from speech.align import align, cepstra
+from networks.checkpoint import load_checkpoint
+from data import frame_to_symbol, mel_spectrogram
+from speech.audio import load_audio
+from speech.prepare import letters, outliers, speech_seconds
+from speech.vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------------- sampler
 
@@ -99,8 +102,8 @@ BATCH = 8                       # sentences at a time
 
 
 def front_end(b):
-    """What reads text and prompts for a checkpoint, and gives durations: this file, or f5.py."""
-    return f5 if b.lang == "f5" else sys.modules[__name__]
+    """What reads text and prompts for a checkpoint, and gives durations: this file, or speech/f5_text.py."""
+    return f5_text if b.lang == "f5" else sys.modules[__name__]
 
 
 def make_voice(b, path, words):
@@ -205,7 +208,7 @@ def pick_voice(b, flags):
         if not (flags.prompt and flags.prompt_text and flags.prompt_text.strip()):
             raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
         return front_end(b).make_voice(b, flags.prompt, flags.prompt_text)
-    if front_end(b) is f5:
+    if front_end(b) is f5_text:
         raise BadInput("this checkpoint continues a recording: give one as --prompt, and its words as "
                        "--prompt_text")
     if flags.voice not in (None, "none", *b.voices):
@@ -308,7 +311,8 @@ def main():
         b.model.compile(dynamic=True)           # one program for every length
     calls, spent, shown, length = [], [0.0, 0.0], [], 0.0    # calls: count what happens, not what should
     b.model.register_forward_hook(lambda *_: calls.append(1))
-    temperature = flags.temperature if flags.temperature is not None else 1.0 if front_end(b) is f5 else 0.5
+    usual = 1.0 if front_end(b) is f5_text else 0.5
+    temperature = usual if flags.temperature is None else flags.temperature
     rate, hop, gain = b.settings.rate, b.settings.hop, (voice or {}).get("gain", 1.0)
 
     def sounds():                               # audio of the chunks, BATCH at a time: memory stays flat

@@ -5,7 +5,9 @@
 
 Clock and shapes: see model.py.
 """
-from common import BadInput, Parser, cli, count, digest, number, pick_device, plot_mels, write_audio
+from common.cli import BadInput, Parser, cli, count, number, pick_device
+from common.files import digest, write_audio
+from common.plots import plot_mels
 
 import collections
 import copy
@@ -15,15 +17,15 @@ from dataclasses import asdict
 
 import torch
 
-from checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
+from networks.checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
 from data import MelSettings, batch_indices, collate
 from model import SIZES, DurationPredictor, count_parameters
-from find import counted
-from prepare import prepare
+from speech.corpora import counted
+from speech.prepare import prepare
 from sample import cosine_grid, noise, rollout
-from train import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
+from common.run import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
                    optimise, parts, seed_update)
-from vocoder import load_vocoder
+from speech.vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------- the objective
 
@@ -57,6 +59,11 @@ def frame_mean(error, todo):
     return (error * todo).sum() / todo.sum()
 
 
+def distance(x1, target, todo):
+    """Mean squared error per mel value (normalised units, variance about 1) over the frames to generate."""
+    return float(((x1 - target) ** 2)[todo].mean())
+
+
 def cfm_loss(model, batch, t):
     """Conditional flow matching (Lipman et al. 2023): || v(x_t, t) - (x1 - x0) ||^2 on frames to fill in.
 
@@ -83,7 +90,7 @@ def held_out(corpus, count, device):
     batch["ref"] = batch["mel"] * batch["known"][..., None]
     batch["todo"] = batch["mask"] & ~batch["known"]
     batch["x0"] = noise(1234, corpus.frames[items], corpus.settings.n_mels)
-    batch["drop"], batch["items"] = torch.zeros(len(items), dtype=torch.bool), torch.tensor(items)
+    batch["drop"] = torch.zeros(len(items), dtype=torch.bool)
     return {k: v.to(device) for k, v in batch.items()}
 
 

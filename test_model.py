@@ -7,15 +7,16 @@ import pytest
 import torch
 import torch.fx.experimental._config
 
-import baselines
+from methods import baselines
+import common.cli
+import common.run
 import distill
-import dmd
-import intmeanflow
+from methods import dmd
+from methods import intmeanflow
 import model
 import sample
 import teacher
-import train
-from common import BadInput
+from common.cli import BadInput
 from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
@@ -516,7 +517,7 @@ def test_overfits_one_batch(config):
     for _ in range(60):
         loss, _ = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
         loss.backward()
-        train.optimise(optimiser, [1e-2], 0)
+        common.run.optimise(optimiser, [1e-2], 0)
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
 
@@ -575,12 +576,12 @@ def test_the_teachers_loss_on_another_device():
 
 
 def update_on_meta(net, loss):
-    """What train.optimise() does with a loss, but for asking whether the norm is finite, since meta has no numbers,
+    """What common.run.optimise() does with a loss, but for asking whether the norm is finite, since meta has no numbers,
     and for the step, since it has no fused one.
     """
     loss.backward()
     assert torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).is_meta
-    train.ema_update(net, net, 0, 0.99)
+    common.run.ema_update(net, net, 0, 0.99)
     assert all(p.grad is None or p.grad.is_meta for p in net.parameters())
 
 
@@ -612,7 +613,7 @@ def test_every_loss_on_another_device(lead, name, changed, coin):
 
 def test_drawn_numbers_go_to_the_batchs_device():
     batch = on_meta(make_batch())
-    (part,) = train.draw([dict(batch, rows=torch.arange(2))], 2, torch.Generator())
+    (part,) = common.run.draw([dict(batch, rows=torch.arange(2))], 2, torch.Generator())
     assert part["u"].is_meta and isinstance(part["coin"], float)
 
 

@@ -15,8 +15,8 @@ import onnx
 import onnxruntime
 from kokoro_onnx import Kokoro
 
-import text as reader
-from prepare import prepare
+from speech import text as reader
+from speech.prepare import prepare
 
 DURATIONS = "/encoder/Clip_output_0"            # frames of 25 ms of every token, in the graph of version 1.0
 VOICES = {"af_heart": 30, "am_michael": 30, "af_bella": 8, "bf_emma": 8, "am_onyx": 8, "bm_lewis": 8}

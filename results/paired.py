@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from evaluate import bootstrap
+from measure.evaluate import bootstrap
 
 COLUMNS = ("mel MSE", "word error rate", "Distill-MOS")
 path, *names = sys.argv[1:]

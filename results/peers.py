@@ -19,11 +19,11 @@ import torch
 from kokoro_onnx import Kokoro
 from piper import PiperVoice
 
-from checkpoint import load_checkpoint
-from common import write_csv
+from networks.checkpoint import load_checkpoint
+from common.files import write_csv
 from sample import chunks, speak
-from speed import processor, text_to_sound_rtf
-from vocoder import load_vocoder
+from measure.speed import processor, text_to_sound_rtf
+from speech.vocoder import load_vocoder
 
 VOICE = "af_heart"                              # both have it
 options = onnxruntime.SessionOptions()

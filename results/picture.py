@@ -4,7 +4,8 @@
 """
 from pathlib import Path
 
-from common import pyplot, read_csv, whole
+from common.files import read_csv, whole
+from common.plots import pyplot
 
 HERE = Path(__file__).parent
 judged = {row["system"].split(",")[0]: row for row in read_csv(HERE / "natural.csv")}

@@ -4,7 +4,7 @@
 """
 from pathlib import Path
 
-from common import markdown, mean_and_spread, read_csv
+from common.files import markdown, mean_and_spread, read_csv
 
 WORDS = ("word error rate", "corpus word error rate", "{:.3f}")
 MOS, DISTANCE = ("Distill-MOS", "Distill-MOS", "{:.2f}"), ("mel MSE to teacher@32", "mel MSE", "{:.4f}")

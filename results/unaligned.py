@@ -21,7 +21,7 @@ import torch
 import data
 import sample
 import teacher
-from common import cli
+from common.cli import cli
 
 (begun, _, group), name, words = sys.argv[1].rpartition("-"), sys.argv[2], sys.argv[3:]
 begun, group = int(begun or 0), int(group)

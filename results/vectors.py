@@ -3,7 +3,7 @@
     PYTHONPATH=. python results/vectors.py --init STUDENT.pt --cfg 1 --lr 5e-4 --max_iters 900 --pool 50 \
         --reuse 100 --out out/vectors
 
-STUDENT.pt: of `python checkpoint.py`, in 8-bit integers. Trained are norms, biases, step tokens and the last
+STUDENT.pt: of `python -m networks.checkpoint`, in 8-bit integers. Trained are norms, biases, step tokens and the last
 layer, 33,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
 """
 import sys
@@ -11,10 +11,11 @@ import sys
 import torch
 
 import distill
-import dmd
-from checkpoint import to_integers
-from common import cli, save_torch
-from train import adamw
+from methods import dmd
+from networks.checkpoint import to_integers
+from common.cli import cli
+from common.files import save_torch
+from common.run import adamw
 
 begin = distill.begin
 

@@ -6,7 +6,7 @@ A language code: gruut looks words up, or guesses them, and a symbol is a phonem
 one) or a pause: " " before the first word, "," within a sentence, and . ! ? at its end, whatever was written.
 There is none between words; where a recording pauses there, align.py hears it and puts one in. Three codes
 have no phonemes: "none", characters as they are written; "letters", those of the spoken English words; "f5",
-the tokens of F5-TTS (f5.py).
+the tokens of F5-TTS (f5_text.py).
 
 English is first rewritten where gruut reads it wrong, see english.py.
 """
@@ -23,9 +23,9 @@ import torch
 from babel.numbers import NumberFormatError, parse_decimal
 from num2words import num2words
 
-import f5
-from common import BadInput
-from english import ENDERS, STARTERS, TITLES, UNIT, english, street
+from speech import f5_text
+from common.cli import BadInput
+from speech.english import ENDERS, STARTERS, TITLES, UNIT, english, street
 
 FINAL, CLOSING = ".!?。！？؟।…", "\"')]}»”’"
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -259,7 +259,7 @@ def chunks(text, lang="en-us", longest=160):
 def symbols(text, lang="en-us"):
     """Text -> its symbols as one utterance, from " " to a final mark, or []; and [tokens without a sound]."""
     if lang == "f5":
-        return f5.tokens(text), []
+        return f5_text.tokens(text), []
     found = [pronounce(sentence, lang) for sentence in split(text, lang)]
     out = [symbol for s, _, _ in found for symbol in s]
     return [" "] * bool(out) + out, [token for *_, lost in found for token in lost]
@@ -296,7 +296,7 @@ def encode(text, vocab, lang="en-us"):
     """Text -> ids (L,) int64 in 1 ... V, one utterance; and the set of symbols and tokens that have none."""
     found, unread = symbols(text, lang)
     if lang == "f5":                            # what it does not know is its first token, the space
-        return f5.encode(text, vocab), set(found) - set(vocab)
+        return f5_text.encode(text, vocab), set(found) - set(vocab)
     ids, unknown = to_ids(found, vocab)
     return ids, unknown | set(unread)
 

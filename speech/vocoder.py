@@ -1,12 +1,12 @@
 """Mel -> audio: a small network finds the magnitudes, phases.py the phases.
 
-    python vocoder.py --data corpus                                      train the network
-    python vocoder.py --data corpus DIR --init checkpoints/vocoder.pt    further, on your own recordings too
+    python -m speech.vocoder --data corpus                                      train the network
+    python -m speech.vocoder --data corpus DIR --init checkpoints/vocoder.pt   on your recordings too
 
 Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network.
 """
-from common import (BadInput, Parser, cli, count, fit_weights, load_torch, need, number, pick_device,
-                    save_torch)
+from common.cli import BadInput, Parser, cli, count, need, number, pick_device
+from common.files import fit_weights, load_torch, save_torch
 
 import zlib
 from dataclasses import asdict
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import MELS, MelSettings, load_audio, log_mel, mel_spectrogram
-from phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
-from find import find_utterances
-from train import Run, adamw, claim, learning_rate, optimise, seed_update
+from data import MELS, MelSettings, log_mel, mel_spectrogram
+from speech.audio import load_audio
+from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
+from speech.corpora import find_utterances
+from common.run import Run, adamw, claim, learning_rate, optimise, seed_update
 
-WEIGHTS, FORMAT = Path(__file__).parent / "checkpoints" / "vocoder.pt", "dsflow-vocoder-1"
+WEIGHTS, FORMAT = Path(__file__).parent.parent / "checkpoints" / "vocoder.pt", "dsflow-vocoder-1"
 
 
 class Block(nn.Module):

@@ -1,6 +1,5 @@
 """Corpora as people have them, and their faults by kind: python -m pytest -q test_prepare.py"""
 import codecs
-import json
 import os
 import socket
 import subprocess
@@ -14,12 +13,14 @@ import pytest
 import soundfile
 
 import data
-import prepare
-from common import BadInput
+from speech import audio
+from speech import prepare
+from common.cli import BadInput
+from conftest import ROOT
 from data import MelSettings
-from find import find_utterances
+from speech.corpora import find_utterances
 
-CASES = Path(__file__).resolve().parent.parent / "shared" / "cases"
+CASES = ROOT.parent / "shared" / "cases"
 LINES = ("The kettle boiled before the rain began.", "We carried four chairs into the garden.",
          "Nobody answered the door this morning.", "Please leave the green parcel on the step.",
          "She reads the paper after lunch.", "Turn left at the bakery and keep walking.",
@@ -92,11 +93,11 @@ def test_a_corpus_of_nothing_but_faults_is_refused_with_the_way_out(tmp_path):
                                            ("ogg", {}), ("opus", dict(format="OGG", subtype="OPUS"))])
 def test_a_file_cut_short_is_skipped_and_a_whole_one_is_not(tmp_path, kind, options):
     path = say(tmp_path / f"a.{kind}", "x" * 60, **options)
-    whole = data.load_audio(path, MelSettings())
+    whole = audio.load_audio(path, MelSettings())
     assert abs(len(whole) / 16000 - 60 / 14 - 0.3) < 0.15
     path.write_bytes(path.read_bytes()[:int(0.6 * path.stat().st_size)])
     with pytest.raises(BadInput, match="cut short|unreadable"):
-        data.load_audio(path, MelSettings())
+        audio.load_audio(path, MelSettings())
 
 
 def test_the_sound_cut_and_written_anew_is_an_outlier(tmp_path):
@@ -306,12 +307,12 @@ def test_level_is_that_of_speech_and_silence_is_cut(tmp_path, pad, offset, click
     wav[200:210] += click
     for name, content in (("plain", plain), ("odd", wav)):
         soundfile.write(tmp_path / f"{name}.wav", content, 16000, subtype="FLOAT")
-    a, b = (data.load_audio(tmp_path / f"{name}.wav", s) for name in ("plain", "odd"))
+    a, b = (audio.load_audio(tmp_path / f"{name}.wav", s) for name in ("plain", "odd"))
     assert abs(len(a) - len(b)) < 0.5 * 16000 and abs(b.mean()) < 1e-3
     x, y = (np.flatnonzero(np.abs(w) > 0.01)[0] for w in (a, b))
     assert abs(active(a, x, 30000) - active(b, y, 30000)) < 0.3
     assert y < 0.32 * 16000 and len(b) - np.flatnonzero(np.abs(b) > 0.01)[-1] < 0.32 * 16000
-    raw = data.load_audio(tmp_path / "odd.wav", s, level=0)                       # as it is
+    raw = audio.load_audio(tmp_path / "odd.wav", s, level=0)                       # as it is
     assert len(raw) == len(wav) and np.abs(raw - wav.clip(-1, 1)).max() < 1e-5
 
 
@@ -319,7 +320,7 @@ def test_level_is_that_of_speech_and_silence_is_cut(tmp_path, pad, offset, click
 def test_what_is_loud_stays_so_where_the_settings_say(tmp_path, level):
     plain = sound("x" * 40, level=level)
     soundfile.write(tmp_path / "a.wav", plain, 24000, subtype="FLOAT")
-    wav = data.load_audio(tmp_path / "a.wav", data.VOCOS)
+    wav = audio.load_audio(tmp_path / "a.wav", data.VOCOS)
     gain = np.abs(wav).max() / np.abs(plain).max()
     assert gain == pytest.approx(1, abs=0.02) if level > 0.12 else gain > 5
 
@@ -330,7 +331,7 @@ def test_silence_offsets_and_clicks_are_no_speech(tmp_path):
     for content in (np.zeros(32000), np.full(32000, 0.5), click):
         soundfile.write(tmp_path / "a.wav", content, 16000, subtype="FLOAT")
         with pytest.raises(BadInput, match="silent or not audio"):
-            data.load_audio(tmp_path / "a.wav", MelSettings())
+            audio.load_audio(tmp_path / "a.wav", MelSettings())
 
 
 # ----------------------------------------------------------------------------------- vocabularies and the cache

@@ -24,7 +24,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import BadInput, Log, count, fit_weights, load_torch, number, save_torch
+from common.cli import BadInput, count, number
+from common.files import as_cell, fit_weights, load_torch, read_csv, save_torch, write_csv
+from common.plots import plot_curves
 
 # ------------------------------------------------------------------------------------------------ the command
 
@@ -157,6 +159,24 @@ def claim(flags):
     if flags.resume and not state.is_file():
         print(f"--resume: nothing is saved in {flags.out} yet, starting from the beginning")
     return lock
+
+
+class Log:
+    """A CSV with one row a report, a picture of its curves beside it, and the same on the screen.
+
+    Resuming at `step` drops the rows that will come again.
+    """
+
+    def __init__(self, path, step):
+        self.path = Path(path)
+        self.rows = [r for r in read_csv(path) if int(r["step"]) <= step] if step else []
+
+    def report(self, **row):
+        """Add one row of numbers; those that are nan stay empty."""
+        self.rows.append({k: as_cell(v) for k, v in row.items() if v == v})
+        write_csv(self.path, self.rows)
+        plot_curves(self.rows, self.path.with_suffix(".png"))
+        tqdm.write("  ".join(f"{k} {v}" for k, v in self.rows[-1].items() if "/" not in k))
 
 
 class Run:

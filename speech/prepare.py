@@ -1,13 +1,15 @@
 """A folder of recordings and their texts -> a prepared corpus: checked, turned to mels, aligned, cached.
 
-    python prepare.py --data corpus              what is in there, what is skipped and why, an alignment
-    python prepare.py --download ljspeech        fetch and unpack a real corpus (24 h, one voice, 2.6 GB)
+    python -m speech.prepare --data corpus   what is in there, what is skipped and why, an alignment
+    python -m speech.prepare --download ljspeech   fetch and unpack a real corpus (24 h, one voice, 2.6 GB)
 
 A corpus becomes one memory-mapped array of mel frames plus, for every utterance, its symbols and how many
 frames each of them lasts. Mels stay on disk; memory holds an index, 480 to 610 bytes an utterance of about 50
 symbols. The aligner learns from 4,000 utterances at most. What is in a folder is found by find.py.
 """
-from common import BadInput, Parser, cli, pyplot, whole
+from common.cli import BadInput, Parser, cli
+from common.files import whole
+from common.plots import pyplot
 
 import errno
 import hashlib
@@ -29,10 +31,11 @@ import pooch
 import torch
 from tqdm import tqdm
 
-import text as reader
-from align import align_corpus, cepstra
-from data import Corpus, MelSettings, load_audio, log_mel, mel_spectrogram, speech_frames
-from find import counted, find_utterances
+from speech import text as reader
+from speech.align import align_corpus, cepstra
+from data import Corpus, MelSettings, log_mel, mel_spectrogram
+from speech.audio import load_audio, speech_frames
+from speech.corpora import counted, find_utterances
 
 # ----------------------------------------------------------------------------------------------- plausibility
 

@@ -1,9 +1,9 @@
 """Checkpoints on the same sentences, noise and voices: words, a predicted ear, voice, distance, speed.
 
-    python evaluate.py                                        shipped checkpoints on sentences of eval/main
-    python evaluate.py --ckpt teacher.pt student.pt --data DIR --held --seeds 0 1 2
-    python evaluate.py --asr large-v3 --audio kokoro=DIR      other synthesisers' audio, as rows
-    python evaluate.py --data eval/unseen --prompts eval/prompts      zero-shot, in the voices of recordings
+    python -m measure.evaluate   shipped checkpoints on sentences of eval/main
+    python -m measure.evaluate --ckpt teacher.pt student.pt --data DIR --held --seeds 0 1 2
+    python -m measure.evaluate --asr large-v3 --audio kokoro=DIR      other synthesisers' audio, as rows
+    python -m measure.evaluate --data eval/unseen --prompts eval/prompts   in the voices of recordings
 
 A measure whose package is missing is left out, and a line says so:
     pip install faster-whisper whisper-normalizer       word errors by Whisper (or pocketsphinx, far weaker)
@@ -13,8 +13,9 @@ A measure whose package is missing is left out, and a line says so:
     pip install praat-parselmouth                       pitch and voice quality
 Writes table.md, table.csv (a row a system and seed), utterances.csv (for paired tests), page.html to listen.
 """
-from common import (BadInput, Parser, cli, count, markdown, number, pick_device, plot_mels, write_audio,
-                    write_csv, write_text)
+from common.cli import BadInput, Parser, cli, count, number, pick_device, processor
+from common.files import markdown, write_audio, write_csv, write_text
+from common.plots import plot_mels
 
 import html
 import math
@@ -27,20 +28,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import text as reader
-from checkpoint import load_checkpoint, load_teacher
-from data import collate, load_audio, mel_spectrogram
-from ears import listen, load_ears, mean
+from speech import text as reader
+from networks.checkpoint import load_checkpoint, load_teacher
+from data import collate, mel_spectrogram
+from speech.audio import load_audio
+from speech.ears import listen, load_ears, mean
 from model import count_parameters
-from prepare import find_utterances, prepare
-from sample import check_steps, cosine_grid, front_end, rollout, speak
-from speed import flow_rtf, processor, text_to_sound_rtf
-from vocoder import load_vocoder
-
-
-def distance(x1, target, todo):
-    """Mean squared error per mel value (normalised units, variance about 1) over the frames to generate."""
-    return float(((x1 - target) ** 2)[todo].mean())
+from speech.prepare import find_utterances, prepare
+from sample import check_steps, cosine_grid, front_end, speak
+from distill import flow_rtf
+from measure.speed import text_to_sound_rtf
+from speech.vocoder import load_vocoder
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -137,51 +135,6 @@ def write_page(out, texts, columns, settings):
                     f"<tr>{''.join(cells)}</tr>")
     write_text(out / "page.html", '<!doctype html><meta charset="utf-8"><title>Listen</title>'
                                   f'<table style="font:15px sans-serif">{"".join(rows)}</table>\n')
-
-
-# ---------------------------------------------------------------------------------- distill.py's last table
-
-
-def final_table(teacher, systems, batch, goal, w, settings, texts, out, lang="en-us", most=16):
-    """Print and write table.md, mels_0.png, mels_1.png and audio of item 0: the teacher in 10 steps (goal)
-    and in one, then systems {name: (model, steps, w)}, from the same noise; batch: see teacher.held_out().
-
-    Words and Distill-MOS, where installed, are of whole sentences: the first quarter of each is recorded.
-    """
-    rows = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))} | systems
-    mels = {"recording": batch["mel"], f"teacher@10, w = {w:g}": goal}
-    mels |= {name: rollout(model, batch, cosine_grid(n), v)[-1] for name, (model, n, v) in rows.items()
-             if name not in mels}
-    lengths, L = batch["mask"].sum(1).tolist(), int((batch["text"][0] > 0).sum())
-    one = dict(text=batch["text"][:1, :L], mask=None)
-    one |= {k: batch[k][:1, :lengths[0]] for k in ("align", "x0")}
-    rtf, vocoder = flow_rtf(rows, one, settings, 5), load_vocoder(None, settings, goal.device)
-    ears, lines = load_ears(None, lang, ["mos"]), []
-    judged = min(most, len(lengths)) if ears.get("asr") or ears.get("mos") else 1
-    columns = ["model", "network calls", "parameters", "for time", "mel MSE to teacher@10", "flow RTF"]
-    columns += [f"word error rate ({ears['recogniser']})"] if ears.get("asr") else []
-    columns += ["Distill-MOS"] if ears.get("mos") else []
-    for name, mel in mels.items():
-        wavs = [vocoder(mel[i, :lengths[i]], settings) for i in range(judged)]
-        file = name.replace(", w = ", "_w").replace("@", "_at_") + ".wav"
-        write_audio(out / file, wavs[0], settings.rate)
-        cells = ["recording -> mel -> vocoder", "", "", "", "", ""]
-        if name in rows:
-            model, n, v = rows[name]
-            total, for_time = count_parameters(model)
-            cells = [name, n * (2 if v else 1), f"{total:,}", f"{for_time:,}",
-                     f"{distance(mel, goal, batch['todo']):.4f}", f"{statistics.median(rtf[name]):.4f}"]
-        heard = listen(wavs, texts, settings.rate, ears)
-        cells += [f"{mean(heard[key]):{MAIN[key]}}" for key in INTERVALS if key in heard]
-        lines += [cells] if name in rows or heard else []
-    for i in range(min(2, len(lengths))):
-        plot_mels([(name, mel[i, :lengths[i]]) for name, mel in mels.items()], out / f"mels_{i}.png")
-    protocol = (f"Mel MSE: normalised units, {len(lengths)} held-out utterances, same noise. Flow RTF: text "
-                f"branch and network, no vocoder, one sentence, median of 5 turns. {processor(goal.device)}.")
-    if judged > 1:
-        protocol += f" Words, Distill-MOS: {judged} whole sentences, the first quarter of each recorded."
-    print(f"\n{markdown(columns, lines)}\n\n{protocol}")
-    write_text(out / "table.md", f"{markdown(columns, lines)}\n\n{protocol}\n")
 
 
 # --------------------------------------------------------------------------------------------------- speaking

@@ -1,18 +1,18 @@
 """What both papers compare with, on distill.py's loop: velocity, progressive, consistency, meanflow.
 
-    python baselines.py --method consistency --steps 1 2 4           flags of distill.py
-    python baselines.py --method progressive --steps 4 --out out/p4
-    python baselines.py --method progressive --steps 2 --init out/p4/student.pt --out out/p2    then 1
+    python -m methods.baselines --method consistency --steps 1 2 4           flags of distill.py
+    python -m methods.baselines --method progressive --steps 4 --out out/p4
+    python -m methods.baselines --method progressive --steps 2 --init out/p4/student.pt --out out/p2    then 1
 
 Clock and shapes: see model.py.
 """
-from common import BadInput, cli
+from common.cli import BadInput, cli
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill import Method, dsflow_loss, interval, main
-from intmeanflow import two_times
+from methods.intmeanflow import two_times
 from sample import condition, cosine_grid
 from teacher import frame_mean
 

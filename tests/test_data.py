@@ -18,12 +18,13 @@ import pytest
 import soundfile
 import torch
 
-import align
+from speech import audio
+from speech import align
 import data
-import prepare
+from speech import prepare
 import teacher
-import vocoder
-from common import BadInput
+from speech import vocoder
+from common.cli import BadInput
 from conftest import make_corpus, run, write_wav
 from data import MelSettings
 
@@ -108,7 +109,7 @@ def test_a_vocoder_goes_to_the_device_and_fits_the_mels(monkeypatch, package, na
 def test_audio_formats(tmp_path, rate, channels, subtype):
     wav = np.random.default_rng(0).normal(0, 0.2, (rate, channels)).clip(-1, 1)
     soundfile.write(tmp_path / "a.wav", wav, rate, subtype=subtype)
-    got = data.load_audio(tmp_path / "a.wav", MelSettings())
+    got = audio.load_audio(tmp_path / "a.wav", MelSettings())
     assert abs(len(got) - 16000) < 3 and abs(np.sqrt((got ** 2).mean()) - 0.1) < 0.01
 
 

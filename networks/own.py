@@ -8,8 +8,8 @@ from torch import nn
 import distill
 import sample
 import teacher
-from checkpoint import BACKBONES
-from common import cli
+from networks.checkpoint import BACKBONES
+from common.cli import cli
 from model import ConvNeXtV2, TextEncoder, TimestepMLP, frame_text
 
 

@@ -1,41 +1,25 @@
 """How fast and how large: what a real-time factor (RTF) is here, and tables of teacher and one-step student.
 
-    python speed.py                                     on the machine at hand; minutes
-    python speed.py --sizes base --seconds 5 --batch 1 --bf16 --compile --profile
+    python -m measure.speed                                     on the machine at hand; minutes
+    python -m measure.speed --sizes base --seconds 5 --batch 1 --bf16 --compile --profile
 
 Random weights in the shapes of SIZES: time does not depend on their values. Teacher: 10 steps with guidance,
 20 network calls; student: 1 step, 1 call, without. The way on to sound, of real checkpoints: evaluate.py.
 """
-from common import Parser, cli, count, in_turn, markdown, number, pick_device
+from common.cli import Parser, cli, count, in_turn, number, pick_device, processor
+from common.files import markdown
 
-import platform
 import statistics
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from data import MelSettings
 from model import SIZES, DiT, DiTConfig, count_parameters, fold
-from sample import cosine_grid, rollout
+from distill import flow_rtf
 
 RATE = 14                                       # symbols a second
-
-
-def flow_rtf(systems, batch, settings, rounds=7):
-    """Flow RTF: seconds of text branch and network, from symbols with durations to mel, per second of speech.
-
-    Without voice prompt, duration predictor and vocoder. systems {name: (model, steps, w)} take turns on one
-    batch: text, align, x0 and mask -> {name: [RTF of each round]}.
-    """
-    x0, mask = batch["x0"], batch["mask"]
-    bare = dict(batch, ref=torch.zeros_like(x0), known=None)
-    frames = x0[..., 0].numel() if mask is None else int(mask.sum())
-    speech = frames * settings.hop / settings.rate
-    jobs = {name: partial(rollout, model, bare, cosine_grid(n), w) for name, (model, n, w) in systems.items()}
-    times = in_turn(jobs, rounds, x0.device)
-    return {name: [seconds / speech for seconds in taken] for name, taken in times.items()}
 
 
 def text_to_sound_rtf(systems, items, device):
@@ -51,17 +35,6 @@ def text_to_sound_rtf(systems, items, device):
         for name in systems:
             rtf[name].append(times[name][0] / seconds[name])
     return rtf
-
-
-def processor(device):
-    """The machine, as far as the system tells: a GPU's or CPU's name, threads, and torch."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-        models = [line.split(": ", 1)[1] for line in cpu.splitlines() if line.startswith("model name")]
-        name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 # ----------------------------------------------------------------------------------------------------- tables

@@ -1,15 +1,16 @@
 """What a checkpoint holds, to disk and back. All that speaks or trains reads and writes through here.
 
-    python checkpoint.py out/student/student.pt small.pt     half the size, weights as 8-bit integers
+    python -m networks.checkpoint out/student/student.pt small.pt     half the size, weights as 8-bit integers
 """
-from common import BadInput, Parser, cli, fit_weights, load_torch, save_torch
+from common.cli import BadInput, Parser, cli
+from common.files import fit_weights, load_torch, save_torch
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
-import unet
+from networks import unet
 from data import MelSettings
 from model import SIZES, DiT, DiTConfig, DurationPredictor
 

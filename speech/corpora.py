@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from common import BadInput
+from common.cli import BadInput
 
 # -------------------------------------------------------------------------------------------------- read text
 

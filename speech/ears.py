@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import BadInput
+from common.cli import BadInput
 
 
 def first_line(problem):
@@ -118,24 +118,34 @@ EARS = {"mos": (load_mos, "Distill-MOS", "distillmos"),
         "prosody": (load_praat, "pitch and voice quality", "praat-parselmouth")}
 
 
-def load_ears(asr, lang, names=tuple(EARS)):
-    """What can judge audio here, by name: "asr" with its "recogniser", "words", and those of EARS."""
-    ears = load_asr(asr, lang) | {"words": load_words(lang)}
+def load_judges(names=tuple(EARS)):
+    """Those of EARS that can be had here, by name; a line says which packages are missing."""
+    judges = {}
     for name in names:
         load, measure, packages = EARS[name]
         try:
             with contextlib.redirect_stdout(io.StringIO()):                       # some talk
-                ears[name] = load()
+                judges[name] = load()
         except (ImportError, OSError, RuntimeError) as problem:
             print(f"{measure} left out: pip install {packages} ({first_line(problem):.99})")
-    return ears
+    return judges
+
+
+def load_ears(asr, lang):
+    """What can judge audio here, by name: "asr" with its "recogniser", "words", and those of EARS."""
+    return load_asr(asr, lang) | {"words": load_words(lang)} | load_judges()
+
+
+def at_16_khz(wav, rate):
+    """Audio (samples,) at any rate -> as everything here wants it."""
+    return librosa.resample(wav, orig_sr=rate, target_sr=16000)
 
 
 def listen(wavs, texts, rate, ears):
     """Audio of sentences -> {figure: its value of each sentence}; figures without an ear are absent."""
     heard = {}
     for wav, text in zip(tqdm(wavs, desc="listen", leave=False, disable=None), texts):
-        wav, figures = librosa.resample(wav, orig_sr=rate, target_sr=16000), {}   # the same at 16 kHz
+        wav, figures = at_16_khz(wav, rate), {}
         if ears.get("asr"):
             said, found = ears["words"](text), ears["words"](ears["asr"](wav))
             errors, length = word_errors(said, found), max(1, len(said))

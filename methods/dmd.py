@@ -1,6 +1,7 @@
 """Distribution matching: a student whose samples are as likely as its teacher's, on distill.py's loop.
 
-    python dmd.py --init checkpoints/student.pt --cfg 1 --lr 1e-4 --max_iters 1200 --pool 50 --reuse 100
+    python -m methods.dmd --init checkpoints/student.pt --cfg 1 --lr 1e-4 --max_iters 1200 --pool 50 \
+        --reuse 100
 
 A squared error to the teacher's endpoint is least for a mean over what a small student cannot tell from x0,
 and a mean of mels is a blur. Here its samples x1 are made likelier instead, by Distribution Matching
@@ -8,7 +9,7 @@ Distillation (Yin et al. 2024, arXiv 2311.18828, 2405.14867; for speech DMDSpeec
 again to x_t, the teacher says where its data lie from there, and a second network, the fake, where the
 student's samples lie; the gradient is their difference. Clock and shapes: see model.py.
 """
-from common import cli
+from common.cli import cli
 
 import copy
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-import text
-from common import BadInput
+from speech import text
+from common.cli import BadInput
 
 SPOKEN = """
 It was -5 degrees. | it was minus five degrees

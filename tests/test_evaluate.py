@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import ears
-import evaluate
+import distill
+from speech import ears
+from measure import evaluate
 import model
 import sample
-import speed
-from checkpoint import load_checkpoint, save_checkpoint
-from common import BadInput, read_csv
+from measure import speed
+from networks.checkpoint import load_checkpoint, save_checkpoint
+from common.cli import BadInput
+from common.files import read_csv
 from conftest import ROOT, SMALL, STEP, make_batch, make_corpus, run, tiny_bundle
 from data import MelSettings
 
@@ -163,24 +165,21 @@ def test_listening_page_escapes_text_and_its_files_exist(tmp_path):
     assert len(files) == 2 and all((tmp_path / f).is_file() for f in files)
 
 
-EARS = dict(words=str.split, asr=lambda wav: "one", recogniser="parrot", mos=lambda wav: 3.21)
-
-
-@pytest.mark.parametrize("w, ears", [(0.7, EARS), (0.0, dict(words=str.split))])
-def test_final_table(tmp_path, monkeypatch, w, ears):
+@pytest.mark.parametrize("w, judges", [(0.7, dict(mos=lambda wav: 3.21)), (0.0, {})])
+def test_final_table(tmp_path, monkeypatch, w, judges):
     b, student, batch = tiny_bundle(), tiny_bundle(STEP), make_batch((20, 14))
     goal = sample.rollout(b.model, batch, sample.cosine_grid(10), w)[-1]
     systems = {f"student@{n}": (student.model, n, 0.0) for n in (1, 2)}
-    monkeypatch.setattr(evaluate, "load_ears", lambda *_: ears)
-    evaluate.final_table(b.model, systems, batch, goal, w, b.settings, ["one two", "one"], tmp_path, "letters")
+    monkeypatch.setattr(distill, "load_judges", lambda *_: judges)
+    distill.final_table(b.model, systems, batch, goal, w, b.settings, tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line]
     rows = {line[0].strip("| "): line[1:] for line in lines}
-    copy = ["recording -> mel -> vocoder"] if "asr" in ears else []
+    copy = ["recording -> mel -> vocoder"] if judges else []
     teachers = ["teacher@10, w = 0.7", "teacher@1, w = 0.7"] if w else ["teacher@10, w = 0"]
     assert list(rows) == ["model", "---", *copy, *teachers, "teacher@1, w = 0", "student@1", "student@2"]
     assert rows[teachers[0]][3] == "0.0000" and rows[teachers[0]][0] == ("20" if w else "10")
     if copy:
-        assert rows["student@1"][-2:] == ["0.250", "3.21 |"] and "word error rate (parrot)" in rows["model"]
+        assert rows["student@1"][-1] == "3.21 |" and rows["model"][-1] == "Distill-MOS |"
     left = {path.name for path in tmp_path.iterdir()}
     assert {"mels_0.png", "mels_1.png", "recording.wav", "student_at_1.wav", f"teacher_at_10_w{w:g}.wav"} <= left
 
@@ -249,9 +248,9 @@ def test_flow_rtf_is_without_prompt_and_counts_what_it_says(monkeypatch):
     student.register_forward_hook(lambda net, inputs, out: calls.append(inputs[2].abs().max()))
     batch = dict(text=torch.ones(1, 4, dtype=torch.long), align=torch.zeros(1, 125, dtype=torch.long), mask=None,
                  x0=torch.randn(1, 125, 8), ref=torch.ones(1, 125, 8), known=torch.ones(1, 125, dtype=torch.bool))
-    monkeypatch.setattr(speed, "in_turn", lambda jobs, rounds, device: {
+    monkeypatch.setattr(distill, "in_turn", lambda jobs, rounds, device: {
         name: [job().sum() * 0 + 1.0] * rounds for name, job in jobs.items()})
-    rtf = speed.flow_rtf({"a": (student, 2, 0.0)}, batch, MelSettings(n_mels=8), rounds=3)
+    rtf = distill.flow_rtf({"a": (student, 2, 0.0)}, batch, MelSettings(n_mels=8), rounds=3)
     assert [float(x) for x in rtf["a"]] == [0.5] * 3                              # one second for two of speech
     assert len(calls) == 2 and not any(calls)
 
@@ -283,7 +282,7 @@ def test_speed_counts_the_calls_it_claims():
     for name, (net, steps, w) in speed.networks("tiny", torch.device("cpu"), False).items():
         net.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
         batch = speed.make_batch(2, 1, MelSettings(), torch.device("cpu"))
-        speed.flow_rtf({name: (net, steps, w)}, batch, MelSettings(), 1)
+        distill.flow_rtf({name: (net, steps, w)}, batch, MelSettings(), 1)
     assert calls == {"teacher@10": 40, "student@1": 2}                            # a warm-up each
 
 

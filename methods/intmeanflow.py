@@ -1,20 +1,20 @@
 """IntMeanFlow (arXiv 2510.07979) on distill.py's loop: a student of average velocities, and O3S, its search.
 
-    python intmeanflow.py --out out/imf                              distil; flags of distill.py
-    python intmeanflow.py --search 2 3 4 --ckpt out/imf/student.pt --teacher checkpoints/teacher.pt
+    python -m methods.intmeanflow --out out/imf                              distil; flags of distill.py
+    python -m methods.intmeanflow --search 2 3 4 --ckpt out/imf/student.pt --teacher checkpoints/teacher.pt
                                                                      the best grids of 2, 3, 4 steps
 
 Clock and shapes: see model.py.
 """
-from common import BadInput, Parser, cli, count, number, pick_device
+from common.cli import BadInput, Parser, cli, count, number, pick_device
 
 import sys
 
 import torch
 
 import distill
-import text as reader
-from checkpoint import load_checkpoint, load_student, load_teacher, save_checkpoint
+from speech import text as reader
+from networks.checkpoint import load_checkpoint, load_student, load_teacher, save_checkpoint
 from sample import GRIDS, check_steps, condition, cosine_grid, speak, uniform_grid
 from teacher import frame_mean
 

@@ -1,9 +1,9 @@
 """Every method, and the eight combinations of DSFlow's three ideas, at an equal budget: one table.
 
-    python ablation.py                          all of them, three seeds, resumable: two hours on two cores
-    python ablation.py --only endpoint intmeanflow --seeds 0
-    python ablation.py --also my_method.py --only huber dual     a variant of yours beside them
-    python ablation.py --noise                  how noisy the gradients of endpoint, velocity, dual loss are
+    python -m measure.ablation   all of them, three seeds, resumable: two hours on two cores
+    python -m measure.ablation --only endpoint intmeanflow --seeds 0
+    python -m measure.ablation --also my_method.py --only huber dual     a variant of yours beside them
+    python -m measure.ablation --noise   how noisy the gradients of endpoint, velocity, dual loss are
 
 All runs of a seed share teacher trajectories, and update() and begin() of distill.py. Two budgets: the same
 number of updates, and the same seconds: as many updates as fit into the time that DSFlow's take, both
@@ -12,8 +12,8 @@ keeps its row of equal updates. A row is written when it is done, with the setti
 that was cut off continues with the next one. Students of equal updates are kept in --out/students, so that
 evaluate.py --ckpt can hear them.
 """
-from common import (BadInput, Parser, as_cell, cli, count, digest, markdown, mean_and_spread, pick_device,
-                    read_csv, synchronise, write_csv, write_text)
+from common.cli import BadInput, Parser, cli, count, pick_device, synchronise
+from common.files import as_cell, digest, markdown, mean_and_spread, read_csv, write_csv, write_text
 
 import argparse
 import importlib.util
@@ -28,18 +28,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import baselines
+from methods import baselines
 import distill
-import dmd
-import intmeanflow
-from checkpoint import load_teacher, save_checkpoint
+from methods import dmd
+from methods import intmeanflow
+from networks.checkpoint import load_teacher, save_checkpoint
 from distill import Trajectories, begin, update
-from evaluate import distance
 from model import count_parameters
-from prepare import prepare
+from speech.prepare import prepare
 from sample import cosine_grid, rollout
-from teacher import held_out
-from train import seed_update
+from teacher import distance, held_out
+from common.run import seed_update
 
 METHODS = {**distill.METHODS, **intmeanflow.METHODS, **baselines.METHODS, **dmd.METHODS}
 DSFLOW = "dual, tokens, weak CFG"   # its updates set the time of the budget in seconds

@@ -2,20 +2,22 @@
 import gc
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-import phases
-import vocoder
-from common import BadInput, read_csv
-from data import MelSettings, load_audio, mel_spectrogram
+from speech import phases
+from speech import vocoder
+from common.cli import BadInput
+from common.files import read_csv
+from conftest import ROOT
+from data import MelSettings, mel_spectrogram
+from speech.audio import load_audio
 
 MELS = MelSettings()
-RECORDINGS = sorted((Path(__file__).resolve().parent / "eval").glob("**/*.opus"))
+RECORDINGS = sorted((ROOT / "eval").glob("**/*.opus"))
 
 
 def voiced(seconds, f0=120.0, seed=0):

@@ -15,16 +15,17 @@ import torch
 
 import data
 import distill
-import evaluate
-import f5
+from measure import evaluate
+from networks import f5
+from speech import f5_text
 import model
 import sample
-import text
-from checkpoint import load_checkpoint, save_checkpoint
-from common import BadInput
-from conftest import SMALL, make_batch, make_corpus, run, write_wav
+from speech import text
+from networks.checkpoint import load_checkpoint, save_checkpoint
+from common.cli import BadInput
+from conftest import ROOT, SMALL, make_batch, make_corpus, run, write_wav
 
-GOLDEN = Path(__file__).resolve().parent.parent / "shared" / "f5"
+GOLDEN = ROOT.parent / "shared" / "f5"
 golden = pytest.mark.skipif(not (GOLDEN / "golden_small.npz").is_file(), reason="needs ../shared/f5")
 CAN_CHINESE = all(importlib.util.find_spec(name) for name in ("rjieba", "pypinyin"))
 chinese = pytest.mark.skipif(not CAN_CHINESE, reason="needs rjieba and pypinyin")
@@ -291,17 +292,17 @@ def test_golden_mels_and_text():
         for token, i in zip(item["tokens"], item["ids"]):
             vocab[i] = token
     for item in items:
-        if CAN_CHINESE or not f5.CHINESE.search(item["text"]):
-            assert (f5.encode(item["text"], vocab) - 1).tolist() == item["ids"]
-            assert torch.equal(text.encode(item["text"], vocab, "f5")[0], f5.encode(item["text"], vocab))
+        if CAN_CHINESE or not f5_text.CHINESE.search(item["text"]):
+            assert (f5_text.encode(item["text"], vocab) - 1).tolist() == item["ids"]
+            assert torch.equal(text.encode(item["text"], vocab, "f5")[0], f5_text.encode(item["text"], vocab))
 
 
 def test_text_and_mels():
-    assert "".join(f5.tokens("Hello,world; it's 3.14 (x)")) == "Hello, world, it's 3.14 (x)"
+    assert "".join(f5_text.tokens("Hello,world; it's 3.14 (x)")) == "Hello, world, it's 3.14 (x)"
     vocab = [" ", "a", "b"]
-    assert f5.encode("ab\u00e9", vocab).tolist() == [2, 3, 1]                     # unknown: the space
+    assert f5_text.encode("ab\u00e9", vocab).tolist() == [2, 3, 1]                     # unknown: the space
     assert text.encode("ab\u00e9", vocab, "f5")[0].tolist() == [2, 3, 1]          # the corpus reads alike
-    assert f5.encode("", vocab).tolist() == []
+    assert f5_text.encode("", vocab).tolist() == []
     wav = 0.1 * np.random.default_rng(0).normal(size=24000)
     for kind, frames in (("vocos", 94), ("bigvgan", 93)):
         assert data.mel_spectrogram(wav, data.MELS[kind]).shape == (frames, 100)
@@ -311,8 +312,8 @@ def test_chinese_without_its_packages_says_so(monkeypatch):
     for name in ("rjieba", "pypinyin"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BadInput, match="pip install rjieba pypinyin"):
-        f5.tokens("\u4f60\u597d")
-    assert f5.tokens("hi") == ["h", "i"]
+        f5_text.tokens("\u4f60\u597d")
+    assert f5_text.tokens("hi") == ["h", "i"]
 
 
 # ---------------------------------------------------------------------------------------- prompt, durations
@@ -335,15 +336,15 @@ def teacher(tmp_path_factory):
 
 def test_prompt_and_duration_rule(teacher):
     b = teacher.b
-    voice = f5.make_voice(b, teacher.tmp / "p.wav", "good morning")
+    voice = f5_text.make_voice(b, teacher.tmp / "p.wav", "good morning")
     assert voice["words"] == "good morning.  " and abs(voice["frames"] - 1.55 * 24000 / 256) <= 1
     assert len(voice["mel"]) == voice["frames"] + 1 and voice["gain"] < 1
-    (ids, align), (_, short) = f5.plan(b, ["hello there, you", "hi"], voice, 1.0)
+    (ids, align), (_, short) = f5_text.plan(b, ["hello there, you", "hi"], voice, 1.0)
     assert len(align) == voice["frames"] + int(voice["frames"] / 15 * 16)
     assert len(short) == voice["frames"] + int(voice["frames"] / 15 * 2 / 0.3)    # under ten bytes: slowly
-    [(_, fast)] = f5.plan(b, ["hello there, you"], voice, 2.0)
+    [(_, fast)] = f5_text.plan(b, ["hello there, you"], voice, 2.0)
     assert len(fast) == voice["frames"] + voice["frames"] * 16 // 30
-    assert torch.equal(ids, f5.encode("good morning.  hello there, you", b.vocab))
+    assert torch.equal(ids, f5_text.encode("good morning.  hello there, you", b.vocab))
     mels = sample.speak(b, ["hello there, you"], voice, steps=2, w=0.0)
     assert len(mels[0]) == len(align) - voice["frames"]                           # a prompt frame first
     assert torch.equal(mels[0][0], voice["mel"][-1])
@@ -353,7 +354,7 @@ def test_prompt_and_duration_rule(teacher):
 @pytest.mark.parametrize("words, ending", [
     ("go on.", "go on.  "), ("go on", "go on.  "), ("go on. ", "go on.  "), ("go on?", "go on?.  ")])
 def test_the_prompts_words_end_as_there(teacher, words, ending):
-    assert f5.make_voice(teacher.b, teacher.tmp / "p.wav", words)["words"] == ending
+    assert f5_text.make_voice(teacher.b, teacher.tmp / "p.wav", words)["words"] == ending
 
 
 @pytest.mark.parametrize("seconds, level, said, words", [
@@ -363,7 +364,7 @@ def test_the_prompts_words_end_as_there(teacher, words, ending):
 def test_prompts_that_cannot_be(teacher, tmp_path, seconds, level, said, words):
     write_wav(tmp_path / "p.wav", seconds, level)
     with pytest.raises(BadInput, match=words) as problem:
-        f5.make_voice(teacher.b, tmp_path / "p.wav", said)
+        f5_text.make_voice(teacher.b, tmp_path / "p.wav", said)
     assert "\n" not in str(problem.value)
 
 
@@ -382,10 +383,10 @@ def voice_of(seconds, words):
 
 def check_chunks(b, words, voice, speed=1.0):
     """Chunks that keep to 22 s with their prompt and lose nothing."""
-    found = f5.chunks(b, words, voice, speed)
+    found = f5_text.chunks(b, words, voice, speed)
     assert without_spaces("".join(found)) == without_spaces(words)
     assert all(chunk == chunk.strip() and chunk for chunk in found)
-    seconds = [len(align) * 256 / 24000 for _, align in f5.plan(b, found, voice, speed)]
+    seconds = [len(align) * 256 / 24000 for _, align in f5_text.plan(b, found, voice, speed)]
     assert max(seconds) <= 22
     return found, seconds
 
@@ -419,13 +420,13 @@ def test_mixed_text_is_never_cut_within_a_latin_word(teacher):
 
 
 def test_english_is_cut_at_the_best_mark_there_is(teacher):
-    assert f5.cut("One two. Three, four. Five.", 20) == ["One two. ", "Three, four. Five."]
-    assert f5.cut("One two three, four five six. No.", 20) == ["One two three, ", "four five six. No."]
-    assert f5.cut("one two three four five six", 14) == ["one two three ", "four five six"]
-    assert f5.cut("He said \"no.\" Then 3.14 or 1,000.5 more.", 19) == ["He said \"no.\" ", "Then 3.14 or ",
+    assert f5_text.cut("One two. Three, four. Five.", 20) == ["One two. ", "Three, four. Five."]
+    assert f5_text.cut("One two three, four five six. No.", 20) == ["One two three, ", "four five six. No."]
+    assert f5_text.cut("one two three four five six", 14) == ["one two three ", "four five six"]
+    assert f5_text.cut("He said \"no.\" Then 3.14 or 1,000.5 more.", 19) == ["He said \"no.\" ", "Then 3.14 or ",
                                                                        "1,000.5 more."]
-    assert f5.cut("a " + "x" * 25 + " b", 10) == ["a ", "x" * 10, "x" * 10, "x" * 5 + " b"]  # alone too long
-    assert f5.cut("Short.", 100) == ["Short."]
+    assert f5_text.cut("a " + "x" * 25 + " b", 10) == ["a ", "x" * 10, "x" * 10, "x" * 5 + " b"]  # alone too long
+    assert f5_text.cut("Short.", 100) == ["Short."]
     voice = voice_of(3.0, "this is my own voice, as it is.  ")
     found, seconds = check_chunks(teacher.b, "He went home, and that was all there was. " * 40, voice)
     assert all(chunk.endswith("was.") for chunk in found) and min(seconds[:-1]) > 15
@@ -440,25 +441,25 @@ def test_no_text_prompt_or_speed_makes_more_than_22_seconds(teacher):
     while tried < 60:
         said = "".join(rng.choices("abc ", k=rng.randint(1, 300))) + ".  "
         voice = voice_of(rng.uniform(0.5, 12), said)
-        if len(f5.tokens(said)) > voice["frames"] or f5.longest(teacher.b, voice, 1.0) < 30:
+        if len(f5_text.tokens(said)) > voice["frames"] or f5_text.longest(teacher.b, voice, 1.0) < 30:
             continue
         tried += 1
         words = "".join(rng.choices(alphabet, k=rng.randint(1, 3000))) + " a."
         speed = rng.choice([0.25, 0.7, 1.0, 1.0, 2.0, 4.0])
-        found = f5.chunks(teacher.b, words, voice, speed)
-        assert max(len(align) for _, align in f5.plan(teacher.b, found, voice, speed)) * 256 / 24000 <= 22
+        found = f5_text.chunks(teacher.b, words, voice, speed)
+        assert max(len(align) for _, align in f5_text.plan(teacher.b, found, voice, speed)) * 256 / 24000 <= 22
         kept = re.sub(r"[^abcde]", "", words)                                     # all that has a sound here
         assert re.sub(r"[^abcde]", "", "".join(found)) == kept
 
 
 def test_what_cannot_be_said(teacher, capsys):
     voice = voice_of(3.0, "this is my own voice, as it is.  ")
-    assert f5.chunks(teacher.b, "Привет мир. hello\n\tthere.", voice, 1.0) == ["Привет мир. hello there."]
+    assert f5_text.chunks(teacher.b, "Привет мир. hello\n\tthere.", voice, 1.0) == ["Привет мир. hello there."]
     assert "--text: not known to the checkpoint, read as spaces: " in capsys.readouterr().out
-    assert f5.chunks(teacher.b, "hello \udcff there", voice, 1.0)                 # a terminal's broken byte
+    assert f5_text.chunks(teacher.b, "hello \udcff there", voice, 1.0)                 # a terminal's broken byte
     for words in ("", "  \n", "...", "Привет"):
         with pytest.raises(BadInput, match="nothing to say"):
-            f5.chunks(teacher.b, words, voice, 1.0)
+            f5_text.chunks(teacher.b, words, voice, 1.0)
 
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -484,7 +485,7 @@ def test_convert_and_speak(teacher, tmp_path, capsys):
 
 
 def test_its_student_speaks(teacher, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_ears", lambda *_: dict(words=str.split))
+    monkeypatch.setattr(distill, "load_judges", lambda *_: {})
     save_checkpoint(tmp_path / "f5.pt", teacher.b)
     flags = ["--data", make_corpus(tmp_path / "corpus"), "--cache", tmp_path / "cache", "--device", "cpu"]
     flags += ["--max_iters", 2, "--batch_frames", 400, "--steps", 1, 2, "--count", 1, "--bf16", "--recompute"]

@@ -1,0 +1,6 @@
+"""What is measured.
+
+evaluate.py  checkpoints on the same sentences: words, predicted quality, voice, distance, speed
+speed.py     real-time factors
+ablation.py  every method at an equal budget
+"""

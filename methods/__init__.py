@@ -1,0 +1,6 @@
+"""Other losses on distill.py's loop.
+
+intmeanflow.py  average velocities between any two times, and O3S, the search for step times
+baselines.py    velocity, progressive, consistency, meanflow
+dmd.py          distribution matching
+"""

@@ -1,0 +1,11 @@
+"""Everything between a person and symbols or mels: writing, recordings, sound.
+
+audio.py    audio files -> sound of one level
+text.py     written text -> symbols; english.py: what gruut reads wrong, rewritten
+align.py    how long each symbol of a recording lasts
+corpora.py  folders of recordings as people have them
+prepare.py  those folders -> mels on disk, checked
+vocoder.py  mel -> sound; phases.py: its phases
+f5_text.py  how F5-TTS reads text and prompts
+ears.py     what judges audio: words, predicted quality, voice, prosody
+"""

@@ -1,0 +1,62 @@
+"""Audio files of any kind -> sound that a mel can be made of."""
+import math
+import re
+from pathlib import Path
+
+import librosa
+import numpy as np
+import scipy
+import soundfile
+
+from common.cli import BadInput
+
+LEVEL = 0.1079              # RMS of speech; that of recordings with their pauses is then 0.1 on average
+
+
+def speech_frames(power):
+    """Power of frames (N,) -> which are speech, (N,) bool: those within 40 dB of the loudest, or 30 dB where
+    the background is that loud. A click is none: it lasts less than three frames.
+    """
+    smooth = scipy.ndimage.median_filter(power, 5, mode="mirror")
+    top = smooth.max()
+    return smooth > np.clip(4 * np.percentile(smooth, 10), 1e-4 * top, 1e-3 * top)
+
+
+def load_audio(path, settings, level=LEVEL, longest=math.inf):
+    """Any format, rate and channels -> mono (samples,) at the settings' rate: no offset, at most 0.3
+    s of silence at each end, its speech at RMS `level` (0: as it is).
+
+    Raises BadInput, naming the file, when it is missing, unreadable, cut short, silent, shorter than one FFT
+    window, or, without decoding it, over `longest` seconds.
+    """
+    try:
+        info = soundfile.info(path)
+        if info.duration > longest:
+            raise BadInput(f"{path}: {info.duration:.1f} s, longer than {longest:g} s")
+        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)         # (samples, channels)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as problem:
+        detail = str(problem).split(": ")[-1] or "format not recognised"
+        there = Path(path).is_file()
+        reason = f"unreadable audio ({detail}); convert it to .wav" if there else "no such file"
+        raise BadInput(f"{path}: {reason}") from None
+    # libsndfile reads what is left of a cut file; its log has what the header promised (2 GB: a stream)
+    sizes = [tuple(map(int, pair)) for pair in re.findall(r"(\d+) \(should be (\d+)\)", info.extra_info)]
+    if len(wav) < 0.98 * info.frames - 0.05 * rate or "lacks an end-of-stream" in info.extra_info or any(
+            0.98 * promised > there for promised, there in sizes if promised < 0x7f000000):
+        raise BadInput(f"{path}: cut short, its end is missing (convert it to .wav to use what is there)")
+    wav = wav.mean(axis=1)                                                        # (samples,)
+    if len(wav) < rate * settings.n_fft / settings.rate:
+        raise BadInput(f"{path}: only {len(wav) / rate:.2f} s of audio, too short to use")
+    if rate != settings.rate and np.isfinite(wav).all():
+        wav = librosa.resample(wav, orig_sr=rate, target_sr=settings.rate)
+    rms, hop, margin = float(wav.std()), settings.hop, int(0.3 * settings.rate)
+    if 1e-4 < rms < 1e4 and level:
+        wav = wav - np.median(wav[:len(wav) // hop * hop].reshape(-1, hop).mean(1))
+        power = np.square(wav[:len(wav) // hop * hop]).reshape(-1, hop).mean(1)   # (frames,)
+        speech = np.flatnonzero(speech_frames(power))
+        rms = float(np.sqrt(power[speech].mean())) if len(speech) else 0.0
+        wav = wav[max(0, speech[0] * hop - margin):(speech[-1] + 1) * hop + margin] if len(speech) else wav
+    if not 1e-4 < rms < 1e4:                                                      # also catches NaN and inf
+        raise BadInput(f"{path}: silent or not audio (RMS {rms:.1e})")
+    gain = 1.0 if not level or (settings.keep_loud and rms > level) else level / rms
+    return np.clip(wav * gain, -1.0, 1.0).astype(np.float32)
