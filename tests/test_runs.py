@@ -875,6 +875,7 @@ def test_imports_run_one_way_by_file_and_by_folder():
     floor = [{"model", "common"}, {"data"}, {"speech"}, {"networks"}, {"sample"}, {"teacher"}, {"distill"}, {"methods"},
              {"measure"}]
     level = {name: n for n, names in enumerate(floor) for name in names}
+    graph.pop("networks/own")                   # runs the commands, as a file of a forker's does
     for name, above in graph.items():
         for other in above:
             assert level[other.split("/")[0]] <= level[name.split("/")[0]], f"{name} imports {other}"
