@@ -93,7 +93,7 @@ class Ragged:
 class Corpus:
     """A prepared corpus: mel frames on disk, everything else in memory, under a kilobyte an utterance.
 
-    names, speakers, texts: a string each; ids, durations: of each (L,) int64; mel(i): (T, M) float32;
+    names, paths, speakers, texts: a string each; ids, durations: of each (L,) int64; mel(i): (T, M) float32;
     frames: (utterances,) int64; vocab: its symbols; gauss: the aligner's Gaussians; skipped: what was, and
     why; settings: MelSettings; key: a hash of these; train, held: utterance numbers, a sentence on one side.
     """
@@ -102,7 +102,7 @@ class Corpus:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         arrays, self.key = np.load(folder / "arrays.npz"), (folder / "key").read_text()
         self.settings, self.vocab = MelSettings(**index["mel"]), index["vocab"]
-        self.skipped = index["skipped"]
+        self.skipped, self.paths = index["skipped"], index["paths"]                # below the corpus's folder
         self.names, self.speakers, self.texts = index["names"], index["speakers"], index["texts"]
         self.frames = torch.from_numpy(arrays["frames"])
         self.start = self.frames.cumsum(0) - self.frames

@@ -206,12 +206,17 @@ def speeds(systems, speakers, batch, vocoder, settings):
 
 
 def choose(flags, corpus):
-    """Utterance numbers: each sentence of --data once, its voices in turn; and the recordings of those."""
-    takes, paths = {}, {(speaker, name): path for name, path, _, speaker in find_utterances(flags.data)[0]}
+    """Each sentence of --data once, its voices in turn -> utterance numbers, their names, their recordings.
+
+    A name is the recording's id; its path where another one has the same id.
+    """
+    takes = {}
     for i in (corpus.held if flags.held else range(len(corpus.names))):
         takes.setdefault(corpus.texts[i], []).append(i)
     items = [same[k % len(same)] for k, same in enumerate(takes.values())][:flags.count]
-    return items, [load_audio(paths[corpus.speakers[i], corpus.names[i]], corpus.settings) for i in items]
+    ids, paths = ([of[i] for i in items] for of in (corpus.names, corpus.paths))
+    names = [name if ids.count(name) == 1 else path for name, path in zip(ids, paths)]
+    return items, names, [load_audio(Path(flags.data) / path, corpus.settings) for path in paths]
 
 
 def other_audio(word, names, settings):
@@ -241,8 +246,8 @@ def evaluate(flags, teacher, systems, device):
     settings, first, rows, sentences, columns, goals = teacher.settings, flags.seeds[0], [], [], [], {}
     vocoder, ears = load_vocoder(flags.vocoder, settings, device), load_ears(flags.asr, teacher.lang)
     corpus = prepare(flags.data, settings, teacher.lang, teacher.vocab, flags.cache)
-    items, recordings = choose(flags, corpus)
-    texts, names = ([of[i] for i in items] for of in (corpus.texts, corpus.names))
+    items, names, recordings = choose(flags, corpus)
+    texts = [corpus.texts[i] for i in items]
     recorded = [corpus.speakers[i] or "voice" for i in items]
     others = [other_audio(word, names, settings) for word in flags.audio]
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)

@@ -77,7 +77,7 @@ def outliers(counts, seconds):
 # ---------------------------------------------------------------------------------------------------- prepare
 
 MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
-CACHE_VERSION = 9           # count it up when this, find, data, text or align changes what an entry holds
+CACHE_VERSION = 10          # count it up when this, find, data, text or align changes what an entry holds
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,
@@ -184,7 +184,7 @@ def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, kee
                                 if len(i) > 2 else "no text"))
             else:
                 file.write(mel.numpy().astype(np.float16).tobytes())
-                rows.append((name, speaker, words))
+                rows.append((name, os.path.relpath(path, folder), speaker, words))
                 ids.append(i)
                 frames.append(len(mel))
                 seconds.append(speech_seconds(mel, settings))
@@ -202,11 +202,11 @@ def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, kee
     np.savez(out / "arrays.npz", frames=np.array(frames), counts=np.array([len(i) for i in ids]),
              ids=torch.cat(ids).short().numpy(), durations=torch.cat(durations).short().numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
-    names, speakers, texts = (list(column) for column in zip(*rows))
+    names, paths, speakers, texts = (list(column) for column in zip(*rows))
     with open(out / "mel.f16", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    index = dict(mel=asdict(settings), vocab=vocab, skipped=skipped, names=names, speakers=speakers,
-                 texts=texts, sha256=digest)
+    index = dict(mel=asdict(settings), vocab=vocab, skipped=skipped, names=names, paths=paths,
+                 speakers=speakers, texts=texts, sha256=digest)
     (out / "index.json").write_text(json.dumps(index), encoding="utf-8")
     (out / "key").write_text(entry_key(out))
 

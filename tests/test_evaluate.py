@@ -20,8 +20,9 @@ from measure import speed
 from networks.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import BadInput
 from common.files import read_csv
-from conftest import ROOT, SMALL, STEP, make_batch, make_corpus, run, tiny_bundle
-from data import MelSettings
+from conftest import ROOT, SMALL, STEP, make_batch, make_corpus, run, tiny_bundle, write_wav
+from data import MelSettings, mel_spectrogram
+from speech import prepare
 
 def needs(package):
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"package {package} is missing")
@@ -227,6 +228,23 @@ def test_prompts_speak_every_sentence(made, tmp_path, monkeypatch):
                tmp_path / "p", "--steps", 2, "--page", 0, "--out", tmp_path / "o", "--device", "cpu") == 0
     rows = read_csv(tmp_path / "o" / "utterances.csv")
     assert [r["speaker"] for r in rows if r["system"].startswith("teacher")] == ["ann", "bob", "ann"]
+
+
+@pytest.mark.parametrize("names", [("000", "001", "002"), ("a", "a b", "b")])
+def test_two_days_of_one_reader_are_told_apart(tmp_path, names):
+    """Each sentence gets its own recording, though the ids of both days are the same and one of them is left out."""
+    days = dict(monday=("had a bad cab", "a bed ahead", "feed a hag"), tuesday=("a cab had gas", "he had a bag", "bad cafe"))
+    for day, texts in days.items():
+        for k, (name, text) in enumerate(zip(names, texts)):
+            path = tmp_path / "c" / "ann" / day / "wavs" / f"{name}.wav"
+            write_wav(path, 0.9 + 0.1 * k + 0.3 * (day == "tuesday"), seed=k)
+            path.with_suffix(".txt").write_text(text)
+    write_wav(tmp_path / "c" / "ann" / "monday" / "wavs" / f"{names[1]}.wav", level=0)          # skipped
+    corpus = prepare.prepare(tmp_path / "c", lang="letters", cache=tmp_path / "cache", keep_outliers=True)
+    items, ids, recordings = evaluate.choose(types.SimpleNamespace(data=tmp_path / "c", held=False, count=9), corpus)
+    assert len(items) == 5 == len(set(ids))
+    assert all(len(mel_spectrogram(wav, corpus.settings)) == len(corpus.mel(i)) for i, wav in zip(items, recordings))
+    assert len({len(wav) for wav in recordings}) == 5
 
 
 def test_checkpoints_named_alike_are_told_apart():
