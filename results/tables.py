@@ -1,63 +1,104 @@
-"""The tables of README.md and of the pages here, made from the CSVs; a test checks that they stand there.
+"""The tables of the pages here and of README.md, from the CSVs, and the lines of code README.md points at.
 
-    PYTHONPATH=. python results/tables.py
+    PYTHONPATH=. python results/tables.py       puts them into the pages; a test checks that they stand there
 """
+import re
 from pathlib import Path
 
-from common.files import markdown, mean_and_spread, read_csv
+from common.files import markdown, mean_and_spread, read_csv, write_text
 
-WORDS = ("word error rate", "corpus word error rate", "{:.3f}")
-MOS, DISTANCE = ("Distill-MOS", "Distill-MOS", "{:.2f}"), ("mel MSE to teacher@32", "mel MSE", "{:.4f}")
-JUDGED = [("network calls", "network calls", "{:.0f}"), WORDS, MOS, DISTANCE]
-VOICE = [("nearest to its prompt", "own voice", "{:.0%}"), ("cosine to it", "cosine own", "{:.2f}"),
-         ("to others", "cosine other", "{:.2f}")]
-SPEAKER = ("speaker cosine", "cosine own", "{:.2f}")
-SIZE = ("parameters", "parameters", "{:,.0f}")
-STEPS = [(f"MSE, {n} step{'s' * (n > 1)}", f"mse@{n} to teacher@10", "{:.4f}") for n in (1, 2, 4)]
-VARIANCE = ("variance, 1 step", "variance@1", "{:.2f}")
+HERE = Path(__file__).parent
+WORDS, MOS = "corpus word error rate", "Distill-MOS"
+SIZE = ("parameters", "ablation.csv", "parameters", "{:,.0f}")
+FOUND = ("endpoint, adaLN, weak CFG", "dual, adaLN, weak CFG", "intmeanflow", "endpoint, tokens, weak CFG",
+         "dual, tokens, weak CFG")
 
 
-def heard(n):
-    """The columns of words and Distill-MOS at n steps."""
-    return [(f"words, {n} step{'s' * (n > 1)}", f"words@{n}", "{:.3f}"),
-            (f"Distill-MOS, {n}", f"Distill-MOS@{n}", "{:.2f}")]
+def quality(n):
+    """The column of predicted quality at n steps of the methods: one step stands with their distances."""
+    title = f"Distill-MOS, {n} step{'s' * (n > 1)}"
+    if n == 1:
+        return title, "ablation.csv", "Distill-MOS@1", "{:.2f}"
+    return title, "ear.csv", MOS, "{:.2f}", f" @{n}"
 
 
-# name -> CSV, columns: (title, the CSV's, how it is written)
+def distances(file):
+    """The columns of the mel's distance to the teacher's ten steps, at 1, 2, 4 steps."""
+    return [(f"MSE, {n} step{'s' * (n > 1)}", file, f"mse@{n} to teacher@10", "{:.4f}") for n in (1, 2, 4)]
+
+
+# page -> (systems, all of the first column's file if None, and columns: title, CSV, its column, how a figure
+# is written, what is added to the system's name)
 TABLES = {
-    "natural": ("natural.csv", [*JUDGED, ("variance", "variance", "{:.2f}"), SPEAKER]),
-    "unseen": ("unseen.csv", [*VOICE, WORDS, MOS]),
-    "human": ("human.csv", [*JUDGED, ("with its own vocoder", "own vocoder", "{:.2f}")]),
-    "methods": ("ablation.csv", [SIZE, *STEPS, VARIANCE, *heard(1), ("paper's MOS-N", "paper", "{:.2f}")]),
-    "ear": ("ear.csv", [*JUDGED, SPEAKER]),
-    "networks": ("networks.csv", [SIZE, *STEPS, VARIANCE, *heard(1), *heard(4),
-                                  ("RTF, 1 step", "RTF@1", "{:.4f}")]),
-    "aligned": ("aligned.csv", [(f"{title}, {n}", f"{key}{n}{end}", form) for title, key, end, form in (
-        ("MSE", "mse@", " to teacher@10", "{:.3f}"), ("words", "words@", "", "{:.3f}"),
-        ("Distill-MOS", "Distill-MOS@", "", "{:.2f}")) for n in (1, 2, 3, 4)]),
-    "teachers": ("teachers.csv", [SIZE, ("held-out loss", "loss", "{:.3f}"), WORDS, MOS]),
-    "speed": ("speed.csv", [("p50", "RTF p50", "{:.4f}"), ("p95", "RTF p95", "{:.4f}")]),
+    "README.md": (FOUND, [SIZE, quality(1), quality(4)]),
+    "results/speak.md": (None, [
+        ("calls", "natural.csv", "network calls", "{:.0f}"), ("words wrong", "natural.csv", WORDS, "{:.3f}"),
+        ("Distill-MOS", "natural.csv", MOS, "{:.2f}"),
+        ("new voice: nearest to its own prompt", "unseen.csv", "own voice", "{:.0%}"),
+        ("its Distill-MOS", "unseen.csv", MOS, "{:.2f}"),
+        ("a person's voice: words wrong", "human.csv", WORDS, "{:.3f}"),
+        ("its Distill-MOS", "human.csv", MOS, "{:.2f}")]),
+    "results/fast.md": (None, [("seconds per second of speech, median", "speed.csv", "RTF p50", "{:.4f}"),
+                               ("95th percentile", "speed.csv", "RTF p95", "{:.4f}")]),
+    "results/methods.md": ((*FOUND, "consistency", "progressive", "velocity"),
+                           [SIZE, *distances("ablation.csv"), *map(quality, (1, 2, 4))]),
+    "results/networks.md": (None, [
+        ("parameters", "networks.csv", "parameters", "{:,.0f}"), *distances("networks.csv"),
+        ("words wrong, 1 step", "networks.csv", "words@1", "{:.3f}"),
+        ("Distill-MOS, 1 step", "networks.csv", "Distill-MOS@1", "{:.2f}"),
+        ("Distill-MOS, 4 steps", "networks.csv", "Distill-MOS@4", "{:.2f}")]),
 }
 
 
-def table(name, systems=None):
-    """A table of TABLES -> Markdown: a line a system, means over its rows, with the spread of several.
+def table(page):
+    """The table of a page -> Markdown: a line a system, means over its rows, with the spread of several."""
+    systems, columns = TABLES[page]
+    files = {file: read_csv(HERE / file) for file in {column[1] for column in columns}}
 
-    systems: only these, in this order.
-    """
-    file, columns = TABLES[name]
-    rows, lines = read_csv(Path(__file__).parent / file), []
-    for system in systems or dict.fromkeys(row["system"] for row in rows):
-        mine = [row for row in rows if row["system"] == system]
+    def cell(system, file, key, form, more=""):
+        values = [row[key] for row in files[file] if row["system"] == system + more and row.get(key) not in
+                  (None, "", "nan")]
+        if len(set(values)) > 1:
+            return mean_and_spread(values, form)
+        return form.format(float(values[0])) if values else ""
+    lines = [[system, *(cell(system, *column) for _, *column in columns)]
+             for system in systems or dict.fromkeys(row["system"] for row in files[columns[0][1]])]
+    return markdown(["system", *(title for title, *_ in columns)], lines)
 
-        def cell(key, form):
-            values = [row[key] for row in mine if row.get(key) not in (None, "", "nan")]
-            if len(set(values)) > 1:
-                return mean_and_spread(values, form)
-            return form.format(float(values[0])) if values else ""
-        lines.append([system, *(cell(key, form) for _, key, form in columns)])
-    return markdown(["system", *(title for title, _, _ in columns)], lines)
+
+def pilots(question):
+    """The table of what was tried on the way to a question, from pilots.csv -> Markdown."""
+    rows = [row for row in read_csv(HERE / "pilots.csv") if row["question"] == question]
+    return markdown(["tried", "figure", "with it", "without", "note"],
+                    [[row[key] for key in ("system", "figure", "value", "without", "note")] for row in rows])
+
+
+def with_tables(page, text):
+    """The text of a page, its table put in anew, which is found by its first line."""
+    made = pilots("what did not help?") if page == "results/failed.md" else table(page)
+    before, start, after = text.partition(made.split("\n")[0] + "\n")
+    rest = after.split("\n")
+    while rest and rest[0].startswith("|"):
+        rest.pop(0)
+    if not start:
+        raise ValueError(f"{page}: no table that begins {made.split(chr(10))[0]}")
+    return "\n".join([before + made.rstrip("\n"), *rest])
+
+
+def with_lines(text):
+    """The text of README.md, each link [`code`](file.py#L1) led to the last line that begins with that code."""
+    def found(link):
+        code, file = link[1], link[2]
+        lines = (HERE.parent / file).read_text(encoding="utf-8").splitlines()
+        numbers = [n for n, line in enumerate(lines, 1) if line.strip().startswith(code)]
+        if not numbers:
+            raise ValueError(f"README.md: no line of {file} begins with {code}")
+        return f"[`{code}`]({file}#L{numbers[-1]})"
+    return re.sub(r"\[`([^`]+)`\]\(([\w/]+\.py)#L\d+\)", found, text)
 
 
 if __name__ == "__main__":
-    print("\n\n".join(f"{name}\n\n{table(name)}" for name in TABLES))
+    for page in (*TABLES, "results/failed.md"):
+        path = HERE.parent / page
+        text = with_tables(page, path.read_text(encoding="utf-8"))
+        write_text(path, with_lines(text) if page == "README.md" else text)

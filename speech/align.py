@@ -5,7 +5,7 @@ A symbol is two states, a diagonal Gaussian over cepstra each; start with equal 
 the Gaussians and find the best monotonic path under them (Viterbi, as dynamic time warping). Between two
 sounds the path may pass through silence. Left to a phoneme, such a pause would teach aligner and network that
 this phoneme is silent at times. Against a synthesiser's own durations, word starts over .1 s off fell from
-6.4 to 2.3 % with this, the second state and features of unit variance (results/README.md).
+6.4 to 2.3 % with this, the second state and features of unit variance (results/pilots.csv).
 
 Shapes: T mel frames, L symbols, S states on a path, M mel bands, C cepstral features, V vocabulary.
 """
