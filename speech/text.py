@@ -1,6 +1,6 @@
 """Written text -> sentences of symbols that the network speaks. The one place that reads text.
 
-    python -c 'import text; print(text.spoken("Dr. Smith paid $5 million."))'       how a text is read
+    python -c 'from speech import text; print(text.spoken("Dr. Smith paid $5 million."))'     how it is read
 
 A language code: gruut looks words up, or guesses them, and a symbol is a phoneme (a vowel with its stress is
 one) or a pause: " " before the first word, "," within a sentence, and . ! ? at its end, whatever was written.
@@ -25,7 +25,8 @@ from num2words import num2words
 
 from speech import f5_text
 from common.cli import BadInput
-from speech.english import ENDERS, STARTERS, TITLES, UNIT, english, street
+from speech import markdown
+from speech.english import ENDERS, STARTERS, TITLES, UNIT, english, fort, groups, street
 
 FINAL, CLOSING = ".!?。！？؟।…", "\"')]}»”’"
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -34,6 +35,11 @@ PAUSE = re.compile(r"\s+[-–—]+\s+(?!\d)|(?<!\d)\s+[-–—]+\s+|\s*(?:—|--
                    r"|(?<![\d°%])(?<!\d[ap]m)(?<!\.m\.)(?<!°[CF])(?<!illion)–|–(?![$€£¥]?\d)"
                    r"|\.{2,}|…|(?:^|(?<=\s))[([]|[)\]](?=[\s.,;:!?]|$)|[;:](?=[^\w/]|$)"
                    r"|[、，；：،]")
+FOOTNOTE = re.compile(r"(?<=[.,;:!?”])[¹²³⁰⁴-⁹]+|(?<=[^\W\d_]{4})(?:¹|[⁴-⁹])[⁰¹²³⁴-⁹]*(?!\w)"
+                      r"|(?:(?<=[^\W\d_]{3})|(?<=[.,;:!?”]))(?:\[\d{1,3}\])+")               # tea.¹ tea[1]
+BROKEN = re.compile(r"([^\W\d_]+)[-‐]\n{1,2}(?=([^\W\d_]+))")                 # exam-\nining
+ENDINGS = set("ing ings ed er ers ly ness ment ments tion tions sion able ible ful less est ist ism ity ous ive al "
+              "ally ish es en ance ence".split())                              # no words of their own
 SILENT = " \"'(){}[]<>«»“”‘’„‚`´*_|\\/~^•·¿¡;:-–—\u200c\u200d\ufe0e\ufe0f"       # nothing is lost without
 SIGNS = {"en": {"%": "percent", "&": "and", "+": "plus", "=": "equals", "@": "at", "°": "degrees",
                 "×": "times", "÷": "divided by", "±": "plus or minus", "<": "less than", ">": "greater than",
@@ -97,7 +103,7 @@ def tokens(sentence, lang):
     """A written sentence -> [what gruut can read: words and the marks , ! ?], [tokens that it cannot]."""
     gruut, known, letters = reader(lang)
     text = re.sub("[‘’´`]", "'", re.sub(r"\S{100}", r"\g<0> ", sentence))             # no endless word
-    text = PAUSE.sub(", ", text)
+    text = PAUSE.sub(", ", groups(text) if lang.startswith("en") else text)
     text = unicodedata.normalize("NFKC", english(text, known) if lang.startswith("en") else text)
     text = re.sub(r"([€$£¥])(\d[\d.,]*)", r"\2 \1", text)
     for sign, word in SIGNS.get(lang[:2], {}).items():
@@ -164,10 +170,12 @@ def pronounce(sentence, lang):
 
 
 def clean(text):
-    """NFC, no markup, no invisible characters; lines end in \\n, every other space is a space, a control
-    character U+FFFD, which nothing speaks.
+    """NFC, no markup, no footnote marks, no invisible characters; lines end in \\n, every other space is a space,
+    a control character U+FFFD, which nothing speaks.
     """
-    text = TAG.sub(lambda m: "\n" if m[1] else "", re.sub(r"\r\n?", "\n", text))
+    text = re.sub("\u00ad[^\\S\n]*\n\\s*", "", re.sub(r"\r\n?", "\n", text))                 # a soft hyphen
+    text = TAG.sub(lambda m: "\n" if m[1] else "", markdown.plain(text))
+    text = FOOTNOTE.sub("", text)
     text = re.sub(r"&#?\w{1,30};", lambda m: html.unescape(m[0]), text)
     text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
     text = re.sub(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]", "\ufffd", re.sub(r"[^\S\n]", " ", text))
@@ -187,9 +195,12 @@ def ends(before, mark, after, lang):
     if initials and word != "I":
         return follows[:1].isupper() and re.match(r"\w*", follows)[0].lower() in STARTERS
     if word.lower() in ENDERS:
-        return follows[:1].isupper() and (word.lower() != "st" or street(before[:-2]))
-    if follows[:1].islower() and re.search(rf"\d ?(?:fl|sq|{UNIT})$", before):        # 6 lb. of
+        name = word.lower() == "st" and not street(before[:-2], follows) or word == "Ft" and fort(before[:-2], follows)
+        return follows[:1].isupper() and not name
+    if follows[:1].islower() and re.search(rf"\d ?(?:fl|sq|in|{UNIT})$", before):     # 6 lb. of
         return False
+    if word == "Dr" and street(before[:-2], follows, "dr"):                           # on Elm Dr. She
+        return follows[:1].isupper()
     return word.lower() not in TITLES and not (word.lower() in ("no", "est") and follows[:1].isdigit())
 
 
@@ -198,15 +209,30 @@ MARK = re.compile(rf"(?<![{FINAL}])[{FINAL}]+[{re.escape(CLOSING)}]*"
                   r"(?:\s+|(?<=[。！？])|(?<=\w\w[.!?])(?=[A-Z][a-z]))")
 
 
+def mend(text, lang):
+    """Words broken at a line's end are one again: exam-\\nining; well-\\nknown keeps its hyphen."""
+    known = (lambda word: False) if lang in ("none", "f5") else reader(lang)[1]
+
+    def mended(m):
+        left, right = m[1].lower(), m[2].lower()
+        before = text[m.start() - 1:m.start()]
+        parts = known(left) and known(right) and right not in ENDINGS
+        compound = m[2][0].isupper() and not m[1].isupper() or before == "-" and (parts or not known(left))
+        return m[1] + "-" * (compound or parts and not known(left + right))
+    return BROKEN.sub(mended, text)
+
+
 def split(text, lang):
     """Text -> written sentences. A line's end ends one, or is a pause where the text goes on in lower case.
 
-    A line of 60 characters or more was wrapped: its end is a space.
+    A line of 60 characters or more was wrapped, or one as long as those that end within a word: its end is a space.
     """
-    lang = "en-us" if lang == "letters" else lang
-    lines = clean(text).split("\n")
+    lang, text = "en-us" if lang == "letters" else lang, clean(text)
+    broken = [len(line) for line in re.findall(r"(?m)^.*[^\W\d_][-‐]$", text)]
+    width = max(20, min([60, *(0.8 * n for n in broken)]))
+    lines = (mend(text, lang) if broken else text).split("\n")
     for i, line in enumerate(lines[:-1]):
-        wrapped = len(line) >= 60 and lines[i + 1]
+        wrapped = len(line) >= width and lines[i + 1]
         pause = "," * (lines[i + 1][:1].islower() and line[-1:] not in FINAL + ",;:-–—")
         lines[i] = line if wrapped else line + (pause or "\n" * (not lines[i + 1][:1].islower()))
     out = []
