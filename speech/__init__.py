@@ -1,7 +1,7 @@
 """Everything between a person and symbols or mels: writing, recordings, sound.
 
 audio.py    audio files -> sound of one level
-text.py     written text -> symbols; english.py: what gruut reads wrong, rewritten; markdown.py: what is not read
+text.py     written text -> symbols; markdown.py: what a page does not show; english.py: what gruut misreads
 align.py    how long each symbol of a recording lasts
 corpora.py  folders of recordings as people have them
 prepare.py  those folders -> mels on disk, checked

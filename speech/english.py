@@ -1,6 +1,6 @@
 """Written English -> English that gruut reads right: numbers, signs, abbreviations, capitals.
 
-Two entries, for text.py: groups() before it finds the pauses, english() after. RULES are applied in their order.
+Two entries, for text.py: groups() before it finds pauses, english() after. RULES are applied in their order.
 """
 import datetime
 import re
@@ -20,9 +20,9 @@ ENDERS = {"st": "street", "ave": "avenue", "rd": "road", "blvd": "boulevard", "j
           "co": "company", "inc": "incorporated", "corp": "corporation", "ltd": "limited",
           "ln": "lane", "ct": "court", "pkwy": "parkway", "etc": "et cetera", "ft": "feet", "al": "al"}
 # "St." before one of these is a saint, whatever stands before it.
-SAINTS = set("andrew andrews anne anthony augustine bernard catherine clair david francis george helena helens james "
-             "john joseph lawrence louis lucia lucie luke mark martin mary matthew michael moritz nicholas "
-             "patrick paul peter petersburg philip stephen theresa thomas tropez vincent".split())
+SAINTS = set("andrew andrews anne anthony augustine bernard catherine clair david francis george helena "
+             "helens james john joseph lawrence louis lucia lucie luke mark martin mary matthew michael "
+             "nicholas patrick paul peter petersburg philip stephen theresa thomas tropez vincent".split())
 STARTERS = set("the a an it its he she they we you i this that these those there then but and so or if when "
                "while after before as at in on for from with my our his her their your no nobody everyone "
                "what who why how where yes however now some all one most many".split())    # after "U.S."
@@ -53,18 +53,20 @@ COINS = {"$": ("dollars", "cents"), "€": ("euros", "cents"), "£": ("pounds", 
          "¢": ("cents", "")}
 DOLLARS = {"US": "U S", "C": "Canadian", "CA": "Canadian", "A": "Australian", "AU": "Australian",
            "NZ": "New Zealand", "HK": "Hong Kong", "S": "Singapore"}
-PRICED = ("bill|note|banknote|coin|fine|ticket|fee|check|cheque|prize|budget|deal|gift card|voucher|coupon|deposit|"
-          "discount|donation|bonus|reward|loan|tip|bet|stamp|price tag")                  # a $20 bill
+PRICED = ("bill|note|banknote|coin|fine|ticket|fee|check|cheque|prize|budget|deal|gift card|voucher|coupon|"
+          "deposit|discount|donation|bonus|reward|loan|tip|bet|stamp|price tag")         # the $20 bill
 SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789"))
 ROMAN = dict(M=1000, CM=900, D=500, CD=400, C=100, XC=90, L=50, XL=40, X=10, IX=9, V=5, IV=4, I=1)
 LETTERS = r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[IVXLCDM])"        # to MMMCMXCIX
 ALONE = rf"(?!XXX\b)(?=[IVX]{{2}}[IVX]*\b|[IVXLCDM]{{4}}){LETTERS}\b"         # no MIX, CV, XL, MD
-RULERS = ("Henry|Louis|George|Edward|Charles|Elizabeth|James|William|Richard|John|Paul|Pius|Leo|Philip|Alexander|"
-          "Nicholas|Catherine|Peter|Ivan|Frederick|Napoleon|Wilhelm|Ferdinand|Benedict|Clement|Gregory|Innocent|"
-          "Urban|Julius|Leopold|Francis|Mary|Otto|Constantine|Victor|Umberto|Ramses|Ptolemy|Darius|Mehmed|"
+RULERS = ("Henry|Louis|George|Edward|Charles|Elizabeth|James|William|Richard|John|Paul|Pius|Leo|Philip|"
+          "Alexander|Nicholas|Catherine|Peter|Ivan|Frederick|Napoleon|Wilhelm|Ferdinand|Benedict|Clement|"
+          "Gregory|Innocent|Urban|Julius|Leopold|Francis|Mary|Otto|Constantine|Victor|Umberto|Ramses|Ptolemy|"
+          "Darius|Mehmed|"
           "(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Prince|Sultan|Pharaoh) [A-Z]\\w+")
-PARTS = ("[Cc]hapter|[Bb]ook|[Pp]art|[Aa]ct|[Ss]cene|[Vv]olume|[Ss]ection|[Aa]rticle|[Aa]ppendix|[Cc]anto|Psalm|"
-         "Bowl|War|Title|Type|Phase|Stage|Level|Grade|Class|[Tt]able|[Ff]igure|Episode|Season|Lesson|Apollo")
+PARTS = ("[Cc]hapter|[Bb]ook|[Pp]art|[Aa]ct|[Ss]cene|[Vv]olume|[Ss]ection|[Aa]rticle|[Aa]ppendix|[Cc]anto|"
+         "Psalm|Bowl|War|Title|Type|Phase|Stage|Level|Grade|Class|[Tt]able|[Ff]igure|Episode|Season|Lesson|"
+         "Apollo")
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 
 
@@ -101,7 +103,7 @@ def single(plural):
 
 
 def of(amount, plural, one=False):
-    """5, kilograms -> 5 kilograms; 1, kilograms -> 1 kilogram, as in a 5 kilogram bag (one); 2024 is no year here."""
+    """5, kilograms -> 5 kilograms; 1, kilograms -> 1 kilogram; one: as in a 5 kilogram bag. 2024: no year."""
     amount = f"{int(amount):,}" if re.fullmatch(r"[1-9]\d{3,14}", amount) else amount
     return f"{amount} {single(plural) if one or amount == '1' else plural}"
 
@@ -244,8 +246,8 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (rf"(\b(?:[Aa]n?|[Aa]nother) )?(?:\b({'|'.join(DOLLARS)})(?=\$))?([$€£¥])\s?({NUMBER}(?:[-–]{NUMBER})?)"
      r"(?:[\s-]?(k|m|b|bn|mn|tn|K|M|B|thousand|million|billion|trillion)\b)?"
      rf"(?=( (?:{PRICED})s?\b)?)", money),
-    (rf"(?<![\w.,])({NUMBER})(?: ?(mn|bn|tn)|(?<!\b4)(?<!\b8)([kK])|(?<!\b3)(M)|(?<=\.\d)(B))\b(?! (?:run|race)\b)",
-     lambda m: f" {m[1]} {SCALES[(m[2] or m[3] or m[4] or m[5]).lower()]} "),         # 3M is a company
+    (rf"(?<![\w.,])({NUMBER})(?: ?(mn|bn|tn)|(?<!\b4)(?<!\b8)([kK])|(?<!\b3)(M)|(?<=\.\d)(B))\b"
+     "(?! (?:run|race)\\b)", lambda m: f" {m[1]} {SCALES[m[m.lastindex].lower()]} "),  # 3M: a company
     (rf"({NUMBER})\s?([€£¥¢])", lambda m: f" {of(m[1], COINS[m[2]][0])} "),
     (r"(?:\b(\d+) )?(?<![\d/])(?<!\d\.)(\d+)/(\d+)(?:(nd|rd|th)s?\b)?(?![\d/]|\.\d)", fraction),
     (r"(?<![\d-])(\d[\d,.]*)[-–](\d[\d,.]*)(?![\d-])", r" \1 to \2"),
@@ -269,7 +271,7 @@ SHORT = re.compile(rf"\b(?i:{'|'.join([*TITLES, *ENDERS])})\.(?!\w)|\b(?:Mr|Mrs|
 
 
 def street(before, after, short="st"):
-    """Is a "St." or "Dr." between these texts a street or a drive? Then a name is before it, and none after."""
+    """Is a "St." or "Dr." between these texts a street or drive? Then a name is before it, and none after."""
     name = re.search(r"(?:^|\s)(?:([A-Z][\w']*\w)|\d+\w+) $", before)
     follows = re.match(r"\s*([A-Z][\w']*)", after)
     if not name or name[1] and name[1].lower() in STARTERS:
@@ -300,7 +302,8 @@ def english(text, known):
         if word.lower() in ("st", "dr") and street(before, after, word.lower()):
             return "street" if word.lower() == "st" else "drive"
         if word.lower() == "ft":                # "ft" is a unit after a number
-            return "Fort" if word == "Ft" and fort(before, after) else "ft" if re.search(r"(?:\d|sq\.?) $", before) else "feet"
+            feet = "ft" if re.search(r"(?:\d|sq\.?) $", before) else "feet"
+            return "Fort" if word == "Ft" and fort(before, after) else feet
         return "Saint" if word.lower() == "st" else TITLES.get(word.lower()) or ENDERS[word.lower()]
 
     def capitals(m):                            # a word, or letters: gruut spells what stays in capitals

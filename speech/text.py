@@ -37,9 +37,9 @@ PAUSE = re.compile(r"\s+[-–—]+\s+(?!\d)|(?<!\d)\s+[-–—]+\s+|\s*(?:—|--
                    r"|[、，；：،]")
 FOOTNOTE = re.compile(r"(?<=[.,;:!?”])[¹²³⁰⁴-⁹]+|(?<=[^\W\d_]{4})(?:¹|[⁴-⁹])[⁰¹²³⁴-⁹]*(?!\w)"
                       r"|(?:(?<=[^\W\d_]{3})|(?<=[.,;:!?”]))(?:\[\d{1,3}\])+")               # tea.¹ tea[1]
-BROKEN = re.compile(r"([^\W\d_]+)[-‐]\n{1,2}(?=([^\W\d_]+))")                 # exam-\nining
-ENDINGS = set("ing ings ed er ers ly ness ment ments tion tions sion able ible ful less est ist ism ity ous ive al "
-              "ally ish es en ance ence".split())                              # no words of their own
+BROKEN = re.compile(r"([^\W_]+)[-‐]\n{1,2}(?=([^\W_]+))")                       # exam-\nining
+ENDINGS = set("ing ings ed er ers ly ness ment ments tion tions sion able ible ful less est ist ism ity ous "
+              "ive al ally ish es en ance ence".split())                       # no words of their own
 SILENT = " \"'(){}[]<>«»“”‘’„‚`´*_|\\/~^•·¿¡;:-–—\u200c\u200d\ufe0e\ufe0f"       # nothing is lost without
 SIGNS = {"en": {"%": "percent", "&": "and", "+": "plus", "=": "equals", "@": "at", "°": "degrees",
                 "×": "times", "÷": "divided by", "±": "plus or minus", "<": "less than", ">": "greater than",
@@ -170,8 +170,8 @@ def pronounce(sentence, lang):
 
 
 def clean(text):
-    """NFC, no markup, no footnote marks, no invisible characters; lines end in \\n, every other space is a space,
-    a control character U+FFFD, which nothing speaks.
+    """NFC, no markup, no footnote marks, no invisible characters; lines end in \\n, every other space is a
+    space, a control character U+FFFD, which nothing speaks.
     """
     text = re.sub("\u00ad[^\\S\n]*\n\\s*", "", re.sub(r"\r\n?", "\n", text))                 # a soft hyphen
     text = TAG.sub(lambda m: "\n" if m[1] else "", markdown.plain(text))
@@ -195,8 +195,8 @@ def ends(before, mark, after, lang):
     if initials and word != "I":
         return follows[:1].isupper() and re.match(r"\w*", follows)[0].lower() in STARTERS
     if word.lower() in ENDERS:
-        name = word.lower() == "st" and not street(before[:-2], follows) or word == "Ft" and fort(before[:-2], follows)
-        return follows[:1].isupper() and not name
+        saint = word.lower() == "st" and not street(before[:-2], follows)
+        return follows[:1].isupper() and not (saint or word == "Ft" and fort(before[:-2], follows))
     if follows[:1].islower() and re.search(rf"\d ?(?:fl|sq|in|{UNIT})$", before):     # 6 lb. of
         return False
     if word == "Dr" and street(before[:-2], follows, "dr"):                           # on Elm Dr. She
@@ -217,7 +217,8 @@ def mend(text, lang):
         left, right = m[1].lower(), m[2].lower()
         before = text[m.start() - 1:m.start()]
         parts = known(left) and known(right) and right not in ENDINGS
-        compound = m[2][0].isupper() and not m[1].isupper() or before == "-" and (parts or not known(left))
+        compound = m[2][0].isupper() and not m[1].isupper() or not (m[1] + m[2]).isalpha()
+        compound = compound or before == "-" and (parts or not known(left))
         return m[1] + "-" * (compound or parts and not known(left + right))
     return BROKEN.sub(mended, text)
 
@@ -225,7 +226,8 @@ def mend(text, lang):
 def split(text, lang):
     """Text -> written sentences. A line's end ends one, or is a pause where the text goes on in lower case.
 
-    A line of 60 characters or more was wrapped, or one as long as those that end within a word: its end is a space.
+    A line of 60 characters or more was wrapped, and one as long as those that end within a word: its end is a
+    space.
     """
     lang, text = "en-us" if lang == "letters" else lang, clean(text)
     broken = [len(line) for line in re.findall(r"(?m)^.*[^\W\d_][-‐]$", text)]

@@ -250,6 +250,55 @@ def test_other_languages_read_their_own_numbers(lang, written, expected):
     assert text.read_text(written, lang)[1] == [] and text.symbols(written, lang)[0][-1] in ".?"
 
 
+PAGE = """# Packing list #
+> Take **two** pairs of [warm socks](https://shop.example.net/socks?id=77&size=(m)).[^warm]
+* one ![a red flask](photos/flask-2.jpg "flask") of tea
+* [x] *a map*, ~~a compass~~ and `3 m` of rope
+
+Item | Weight
+--- | ---:
+tent | 2 kg
+Stove | 300 g
+
+~~~bash
+make tea
+~~~
+See [the note][1] \\* and <https://example.com/a>.
+***
+[1]: https://example.net/long/path "Title"
+[^warm]: Wool is best.
+"""
+
+
+def test_markdown_is_read_as_its_page_shows_it():
+    assert text.split(PAGE, "en-us") == [
+        "Packing list.", "Take two pairs of warm socks.", "one a red flask of tea, a map, and 3 m of rope",
+        "Item, Weight.", "tent, 2 kg.", "Stove, 300 g.", "make tea", "See the note * and <https://example.com/a>.",
+        "Wool is best."]
+    for plain in ("Add [noise] here.", "a_b and c_d", "We saw #5 there.", "a | b", "It is *not a list", "5 * 3 * 2 = 30"):
+        assert text.clean(plain) == plain
+    assert text.spoken("2*3*4") == "two times three times four"
+    assert text.spoken("Tea is old.[3][4] It grows here.\u00b9 So it does[12] say.") == \
+        "Tea is old It grows here So it does say"
+
+
+@pytest.mark.parametrize("written, joined", [
+    ("The gar-\ndener was remark-\nably quiet.", "The gardener was remarkably quiet."),
+    ("a full-\nlength coat", "a full-length coat"), ("her mother-in-\nlaw came", "her mother-in-law came"),
+    ("the Anglo-\nSaxon kings", "the Anglo-Saxon kings"), ("THE GAR-\nDENER", "THE GARDENER"),
+    ("He zorb-\ned twice.", "He zorbed twice."), ("under\u00ad\nneath it", "underneath it"),
+    ("a win\u2010\ndow", "a window"), ("Wait -\nand see", "Wait - and see"), ("from 5-\n6 of", "from 5-6 of"), ("a 20-\nyear-\nold", "a 20-year-old")])
+def test_words_broken_at_a_lines_end_are_whole(written, joined):
+    assert " ".join(text.split(written, "en-us")).replace(" ,", ",") == joined
+
+
+def test_lines_as_long_as_broken_ones_go_on_without_a_pause():
+    page = "The gardener had been remark-\nably quiet about all of his\nplans for the coming winter\nand its long nights."
+    assert text.split(page, "en-us") == [
+        "The gardener had been remarkably quiet about all of his plans for the coming winter and its long nights."]
+    assert text.split("Er ging lang-\nsam nach Hause.", "none") == ["Er ging langsam nach Hause."]
+
+
 def test_fuzz():
     draw = random.Random(0)
     parts = ["a", "B", "7", "0", ".", ",", "$", "%", "-", "/", ":", "'", "\n", " ", " ", "é", "½", "²", "°C",
