@@ -230,7 +230,7 @@ def split(text, lang):
     space.
     """
     lang, text = "en-us" if lang == "letters" else lang, clean(text)
-    broken = [len(line) for line in re.findall(r"(?m)^.*[^\W\d_][-‐]$", text)]
+    broken = [len(line) for line in re.findall(r"(?m)^.*[^\W_][-‐]$", text)]
     width = max(20, min([60, *(0.8 * n for n in broken)]))
     lines = (mend(text, lang) if broken else text).split("\n")
     for i, line in enumerate(lines[:-1]):
