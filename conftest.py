@@ -26,6 +26,7 @@ import common.run
 import data
 import distill
 import model
+import speech.ears
 import teacher
 from networks import unet
 
@@ -36,6 +37,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:         # two workers on two cores
 SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, head_dim=16, text_dim=16, text_blocks=2)
 STEP = replace(SMALL, time="step", enters="add", steps=(1, 2, 4))
 UNET = unet.UNetConfig(vocab=9, mels=8, dim=32, depth=1, heads=2, head_dim=16, text_dim=16, text_blocks=2)
+DRAWS = ("interval", "term", "chord", "pair", "same", "few", "time")
 BACKBONES = {"dit": SMALL, "e2": replace(SMALL, enters="prepend"), "f5": replace(SMALL, aligned=False), "unet": UNET}
 
 
@@ -66,7 +68,12 @@ def make_batch(lengths=(14, 9), seed=0, mels=8):
     return dict(mel=mel, mask=mask, text=torch.randint(1, 10, (B, 4), generator=g), durations=torch.stack(durations),
                 align=pad([data.frame_to_symbol(d) for d in durations], batch_first=True), known=known,
                 ref=mel * known[..., None], todo=mask & ~known, x0=torch.randn(mel.shape, generator=g),
-                drop=torch.zeros(B, dtype=torch.bool), u=torch.rand(B, 6, generator=g), coin=0.5)
+                drop=torch.zeros(B, dtype=torch.bool), u=uniforms(B, g), coin=0.5)
+
+
+def uniforms(B, g):
+    """What common.run.draw() gives B items, by every name that a method here has."""
+    return {name: torch.rand(B, generator=g) for name in DRAWS}
 
 
 def tiny_bundle(config=SMALL):
@@ -169,7 +176,7 @@ def trained(tmp_path_factory):
             assert run(teacher, *flags, "--out", path.parent, "--max_iters", 2, "--backbone", name) == 0
         of = ["--teacher", of_each["dit"]]
         with pytest.MonkeyPatch.context() as ears:
-            ears.setattr(distill, "load_judges", lambda *_: {})
+            ears.setattr(speech.ears, "load_judges", lambda *_: {})
             assert run(distill, *flags, *of, "--out", tmp / "s", "--max_iters", 2, "--pool", 2) == 0
         yield types.SimpleNamespace(tmp=tmp, flags=flags, of=of, of_each=of_each, teacher=of[1], student=tmp / "s" / "student.pt")
 

@@ -3,17 +3,11 @@
     python distill.py --steps 1        one-step student of checkpoints/teacher.pt, minutes on two CPU cores
     python distill.py                  one student for 1, 2 and 4 steps
 
-The method is dsflow_loss(). Everything else here feeds it: the teacher's trajectories, the loop. Other
-methods are files of their own that call main() with their losses: intmeanflow.py, baselines.py, yours. Clock
-and shapes: see model.py. n: the student's steps; K: the teacher's steps on a trajectory, a multiple of all n.
+The method is dsflow_loss(). All else here feeds it: the teacher's trajectories and the loop. Other methods
+are files of their own that call main() with their losses: those in methods/, and yours. Clock and shapes: see
+model.py. n: the student's steps; K: the teacher's steps on a trajectory, a multiple of all n.
 """
-from common.cli import (BadInput, Parser, cli, count, in_turn, number, pick_device, processor,
-                        synchronise)
-from common.files import digest, markdown, write_audio, write_text
-from common.plots import plot_mels
-
 import copy
-import itertools
 import math
 import statistics
 import time as clock
@@ -23,22 +17,23 @@ from typing import Callable, NamedTuple
 
 import torch
 
-from networks.checkpoint import load_student, load_teacher, save_checkpoint
+from common.cli import BadInput, Parser, cli, count, in_turn, number, pick_device, processor, synchronise
+from common.files import digest, markdown, write_text
+from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, is_main_process,
+                        join, learning_rate, optimise, parts, pooled, seed_update)
 from data import batch_indices, collate
 from model import count_parameters, fold, pair, refit
-from speech.prepare import prepare
+from networks.checkpoint import load_student, load_teacher, save_checkpoint
 from sample import condition, cosine_grid, rollout
-from speech.ears import at_16_khz, load_judges
-from speech.vocoder import load_vocoder
+from speech.ears import present
+from speech.prepare import prepare
 from teacher import distance, frame_mean, held_out, infill
-from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, join,
-                        learning_rate, optimise, parts, seed_update)
 
 # ------------------------------------------------------------------------------------------------- the method
 
 
 def interval(batch, n):
-    """Per item one of n intervals [s, e] of its teacher trajectory, by its first random number.
+    """Per item one of n intervals [s, e] of its teacher trajectory, drawn by u["interval"].
 
     -> X_s, X_e (B, T, M) the states at its ends, s, e (B,) its times, k (B,) its number.
     """
@@ -46,42 +41,51 @@ def interval(batch, n):
     stride, rest = divmod(len(grid) - 1, n)
     if rest:
         raise ValueError(f"a trajectory of {len(grid) - 1} intervals does not divide into {n}")
-    k, items = (n * batch["u"][:, 0]).long(), torch.arange(X.shape[1], device=X.device)
+    k, items = (n * batch["u"]["interval"]).long(), torch.arange(X.shape[1], device=X.device)
     start, end = k * stride, (k + 1) * stride
     return X[start, items], X[end, items], grid[start], grid[end], k
 
 
 def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, cfg_weight=0.01,
                 p_uncond=0.02):
-    """DSFlow's objective for n steps -> (loss, its terms by name). batch: see teacher_states(), train.draw().
+    """DSFlow's objective for n steps -> (loss, its terms by name). batch: see teacher_states() and draw().
 
-    Each item trains on one interval [s, e] of its teacher trajectory X and supplies one term of Eq. 7, the
-    endpoint with probability a: in expectation the weighted sum, at one network call instead of two. Errors
-    are means over the frames to generate.
-    a, t_mf, cfg_weight, p_uncond: the paper's symbols. [ours] one term per item; t_mf is 1/2 ("mid") or
-    U(0, 1) per item ("uniform"); intervals start from the teacher's state; p_uncond is drawn per update.
+    As the paper has it, each item asks the student twice on an interval [s, e] of its teacher's trajectory:
+
+        v_bar = (X_e - X_s) / (e - s)                              Eq. 4
+        x_mf = (1 - t_mf) X_s + t_mf X_e                           Eq. 5
+        L_endpoint = || X_s + (e - s) v(X_s) - X_e ||^2            Eq. 6
+        L_velocity = || v(x_mf) - v_bar ||^2                       Eq. 6
+        L_dual = a L_endpoint + (1 - a) L_velocity                 Eq. 7
+
+    The endpoint's squared error is delta^2 = (e - s)^2 times the velocity's, asked at X_s instead of x_mf.
+    So the terms differ in where on the chord the student is asked, and [ours] each item asks only once: at
+    X_s for the endpoint with probability a, else at x_mf. In expectation that is Eq. 7, at half the calls.
+    [ours] Errors are means over the frames to generate; t_mf is 1/2 ("mid") or drawn per item ("uniform");
+    intervals start from the teacher's state; weak CFG is drawn per update, with probability p_uncond.
     """
-    todo, mask = batch["todo"], batch["mask"]                                     # (B, T)
+    todo, mask, u = batch["todo"], batch["mask"], batch["u"]                      # (B, T), (B, T), (B,) each
     X_s, X_e, s, e, k = interval(batch, n)                                        # (B, T, M), (B,)
-    _, u_term, u_chord, *_ = batch["u"].T                                         # (B,) each
-    at_end = u_term < a                                    # these items supply the endpoint term,
-    on_chord = torch.full_like(s, 0.5) if t_mf == "mid" else u_chord
-    on_chord = on_chord.masked_fill(at_end, 0)             # which asks at the chord's start, X_s
-    delta, tau = (e - s)[:, None, None], on_chord[:, None, None]
+    at_end = u["term"] < a                      # These items supply the endpoint's term, the others the other.
+    on_chord = torch.full_like(s, 0.5) if t_mf == "mid" else u["chord"]
+    on_chord = on_chord.masked_fill(at_end, 0)  # The endpoint's term asks at the chord's start.
+    delta, tau = (e - s)[:, None, None], on_chord[:, None, None]                  # (B, 1, 1)
     uncond = weak_cfg and batch["coin"] < p_uncond
     cond, null = condition(student, batch, uncond)
-    when = student.when(n, s + on_chord * (e - s), e)      # the step token names n alone; adaLN is told t
+    # A step token stands for n alone, while a student with adaLN is given the time of its point.
+    step_cond = student.when(n, s + on_chord * (e - s), e)
 
     v_bar = (X_e - X_s) / delta                                                   # Eq. 4  mean velocity
     x_mf = (1 - tau) * X_s + tau * X_e                                            # Eq. 5  point on the chord
-    v = student(x_mf, when, *cond, mask)                                          # (B, T, M)
+    v = student(x_mf, step_cond, *cond, mask)                                     # (B, T, M)
     endpoint = ((X_s + delta * v - X_e) ** 2).mean(-1)                            # Eq. 6  (B, T)
     velocity = ((v - v_bar) ** 2).mean(-1)                                        # Eq. 6  (B, T)
     loss = frame_mean(torch.where(at_end[:, None], endpoint, velocity), todo)     # Eq. 7, in expectation
     terms = by_interval(n, k, endpoint=(endpoint, todo & at_end[:, None]),
                         velocity=(velocity, todo & ~at_end[:, None]))
-    if uncond:  # weak CFG: keeps v_u near v_c, so that a little guidance still works
-        v_u = student(x_mf, when, *null, mask)
+    if uncond:
+        # Weak CFG keeps v_u near v, so that a little guidance still works.
+        v_u = student(x_mf, step_cond, *null, mask)
         L_CFG = frame_mean(((v_u - v.detach()) ** 2).mean(-1), todo)
         loss, terms["cfg"] = loss + cfg_weight * L_CFG, L_CFG
     return loss, terms
@@ -101,20 +105,22 @@ def by_interval(n, k, **errors):
 
 class Method(NamedTuple):
     """One way to distil: a loss, and what it needs. A variant is one of these, see README."""
-    loss: Callable             # (student, batch, n, nets, **options) -> (loss (), its terms by name, () each)
-    options: tuple = ()         # the flags that it takes, of a, t_mf, weak_cfg
-    fixed: dict = {}            # options that are not up to the user
-    time: str = "step"          # what its network is told, model.py's switch
-    dense: bool = False         # it wants every state of the teacher, not just the ends of intervals
-    beside: Callable = lambda teacher, steps: torch.nn.ModuleDict()     # what it trains beside, see dmd.py
+    loss: Callable                              # (student, batch, n, nets, **options) -> loss (), {term: ()}
+    options: tuple = ()                         # the flags that it takes, of a, t_mf, weak_cfg
+    fixed: dict = {}                            # options that are not up to the user
+    time: str = "step"                          # how its network is conditioned on time, model.py's switch
+    dense: bool = False                         # whether it wants all states of the teacher, not only ends
+    draws: tuple = ("interval",)                # names of the random numbers that it finds in batch["u"]
+    auxiliary: Callable = lambda teacher, steps: torch.nn.ModuleDict()      # networks trained along, see dmd
 
 
+DRAWS = ("interval", "term", "chord")           # what dsflow_loss finds in batch["u"]
 METHODS = {
-    "dsflow": Method(dsflow_loss, ("a", "t_mf", "weak_cfg")),
-    "endpoint": Method(dsflow_loss, ("weak_cfg",), dict(a=1.0)),           # the usual trajectory distillation
+    "dsflow": Method(dsflow_loss, ("a", "t_mf", "weak_cfg"), draws=DRAWS),
+    "endpoint": Method(dsflow_loss, ("weak_cfg",), dict(a=1.0), draws=DRAWS),     # usual distillation
 }
 
-# ----------------------------------------------------------------------------------------- the teacher's part
+# --------------------------------------------------------------------------------- the teacher's trajectories
 
 
 def teacher_grid(steps, at_least=10):
@@ -135,49 +141,32 @@ def teacher_states(teacher, batch, steps, w, at_least=10, dense=False):
     return dict(batch, states=states[::stride].clone(), grid=grid[::stride], w=w)
 
 
-class Trajectories:
-    """Batches with teacher states for the loop: `pool` at a time, each used `reuse` times, then the next.
+def trajectories(teacher, corpus, flags, dense, device, first=0):
+    """Yield for each update, from `first` on, the parts of a batch with teacher states, see pooled().
 
-    A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass: reuse makes the
-    teacher cheap: at ten uses, 100 updates take 17 s instead of 70. Which trajectory an update gets, and its
-    noise, follow from the update's number alone, so a resumed run makes again only those that it needs.
+    A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass, so each trajectory
+    is used --reuse times: at ten uses, 100 updates take 17 s instead of 70.
     """
-
-    def __init__(self, teacher, corpus, flags, dense, device, first):
-        self.teacher, self.corpus, self.flags, self.dense, self.device = teacher, corpus, flags, dense, device
-        self.made, self.plan, self.seconds = {}, [], 0.0
-        batches = batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed)
-        self.batches = itertools.islice(batches, first // (flags.pool * flags.reuse) * flags.pool, None)
-
-    def __getitem__(self, step):
-        """(parts of one update's batch, how many items J it has); seconds adds up the teacher's time."""
-        flags, start = self.flags, clock.perf_counter()
-        block, place = divmod(step, flags.pool * flags.reuse)
-        which = place % flags.pool
-        if place == 0 or not self.plan:
-            self.made, self.plan = {}, list(itertools.islice(self.batches, flags.pool))
-        if which not in self.made:
-            g = seed_update(flags.seed + 1, block * flags.pool + which)
-            batch = collate(self.corpus, [self.corpus.train[i] for i in self.plan[which]])
-            batch = {k: v.to(self.device) for k, v in infill(batch, g, flags.p_noref, 0.0).items()}
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=flags.bf16):
-                self.made[which] = [teacher_states(self.teacher, part, flags.steps, flags.cfg,
-                                                   flags.teacher_steps, self.dense)
-                                    for part in parts(batch, flags.accumulate)]
-            synchronise(self.device)
-            self.seconds += clock.perf_counter() - start
-        return self.made[which], len(self.plan[which])
+    def make(number, items):
+        g = seed_update(flags.seed + 1, number)
+        batch = infill(collate(corpus, [corpus.train[i] for i in items]), g, flags.p_noref, 0.0)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
+            made = [teacher_states(teacher, part, flags.steps, flags.cfg, flags.teacher_steps, dense)
+                    for part in parts(batch, flags.accumulate)]
+        synchronise(device)                     # so that the loop's clock counts it as the teacher's
+        return made
+    batches = batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed)
+    return pooled(make, batches, flags.pool, flags.reuse, first)
 
 
 # --------------------------------------------------------------------------------------------- the last table
 
 
 def flow_rtf(systems, batch, settings, rounds=7):
-    """Flow RTF, the real-time factor of text branch and network: their seconds per second of speech, without
-    voice prompt, duration predictor and vocoder.
+    """Flow RTF: seconds of text branch and network per second of speech, without prompt, durations, vocoder.
 
-    systems {name: (model, steps, w)} take turns on one batch: text, align, x0 and mask -> {name: [RTF of each
-    round]}.
+    systems {name: (model, steps, w)} take turns on one batch: text, align, x0, mask -> {name: [RTF, ...]}.
     """
     x0, mask = batch["x0"], batch["mask"]
     bare = dict(batch, ref=torch.zeros_like(x0), known=None)
@@ -188,44 +177,33 @@ def flow_rtf(systems, batch, settings, rounds=7):
     return {name: [seconds / speech for seconds in taken] for name, taken in times.items()}
 
 
-def final_table(teacher, systems, batch, goal, w, settings, out, most=16):
-    """Print and write table.md, mels_0.png, mels_1.png and audio of item 0: the teacher in 10 steps (goal)
-    and in one, then systems {name: (model, steps, w)}, from the same noise; batch: see teacher.held_out().
-
-    Distill-MOS, where installed, is of `most` whole sentences: the first quarter of each is recorded.
+def final_table(teacher, students, batch, target, w, settings, out):
+    """Print and write table.md, mel pictures and audio: the teacher in 10 steps, whose mels are the target
+    (B, T, M), and in one, then students {name: (model, steps, w)}. batch: see teacher.held_out().
     """
-    rows = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))} | systems
-    mels = {"recording": batch["mel"], f"teacher@10, w = {w:g}": goal}
-    mels |= {name: rollout(model, batch, cosine_grid(n), v)[-1] for name, (model, n, v) in rows.items()
-             if name not in mels}
+    systems = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))} | students
     lengths, L = batch["mask"].sum(1).tolist(), int((batch["text"][0] > 0).sum())
-    one = dict(text=batch["text"][:1, :L], mask=None)
-    one |= {k: batch[k][:1, :lengths[0]] for k in ("align", "x0")}
-    rtf, vocoder = flow_rtf(rows, one, settings, 5), load_vocoder(None, settings, goal.device)
-    mos, lines = load_judges(["mos"]).get("mos"), []
+    sentence = {name: batch[name][:1, :lengths[0]] for name in ("align", "x0")}
+    rtf = flow_rtf(systems, dict(sentence, text=batch["text"][:1, :L], mask=None), settings, 5)
+    mels, rows = {"recording": batch["mel"]}, {}
+    for name, (model, n, v) in systems.items():
+        mels[name] = rollout(model, batch, cosine_grid(n), v)[-1]
+        mse = distance(mels[name], target, batch["todo"])
+        rows[name] = [n * (2 if v else 1), *(f"{size:,}" for size in count_parameters(model)), f"{mse:.4f}",
+                      f"{statistics.median(rtf[name]):.4f}"]
     columns = ["model", "network calls", "parameters", "for time", "mel MSE to teacher@10", "flow RTF"]
-    for name, mel in mels.items():
-        wavs = [vocoder(x[:T], settings) for x, T in zip(mel[:most if mos else 1], lengths)]
-        file = name.replace(", w = ", "_w").replace("@", "_at_") + ".wav"
-        write_audio(out / file, wavs[0], settings.rate)
-        cells = ["recording -> mel -> vocoder", "", "", "", "", ""]
-        if name in rows:
-            model, n, v = rows[name]
-            total, for_time = count_parameters(model)
-            cells = [name, n * (2 if v else 1), f"{total:,}", f"{for_time:,}",
-                     f"{distance(mel, goal, batch['todo']):.4f}", f"{statistics.median(rtf[name]):.4f}"]
-        if mos:
-            cells.append(f"{statistics.mean(mos(at_16_khz(wav, settings.rate)) for wav in wavs):.2f}")
-        lines += [cells] if name in rows or mos else []
-    for i in range(min(2, len(lengths))):
-        plot_mels([(name, mel[i, :lengths[i]]) for name, mel in mels.items()], out / f"mels_{i}.png")
-    protocol = (f"Mel MSE: normalised units, {len(lengths)} held-out utterances, same noise. Flow RTF: text "
-                f"branch and network, no vocoder, one sentence, median of 5 turns. {processor(goal.device)}.")
-    if mos:
+    note = (f"Mel MSE: normalised units, {len(lengths)} held-out utterances, same noise. Flow RTF: text "
+            f"branch and network, no vocoder, one sentence, median of 5 turns. {processor(target.device)}.")
+    quality = present(mels, lengths, settings, out)
+    if quality:
+        rows = {"recording": [""] * 5} | rows
+        rows = {name: [*cells, f"{quality[name]:.2f}"] for name, cells in rows.items()}
         columns.append("Distill-MOS")
-        protocol += " Distill-MOS: predicted quality, 1 to 5; the first quarter of each sentence is recorded."
-    print(f"\n{markdown(columns, lines)}\n\n{protocol}")
-    write_text(out / "table.md", f"{markdown(columns, lines)}\n\n{protocol}\n")
+        note += " Distill-MOS: predicted quality, 1 to 5; the first quarter of each sentence is recorded."
+    titles = {"recording": "recording -> mel -> vocoder"}
+    table = markdown(columns, [[titles.get(name, name), *cells] for name, cells in rows.items()])
+    print(f"\n{table}\n\n{note}")
+    write_text(out / "table.md", f"{table}\n\n{note}\n")
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -279,15 +257,15 @@ def options_of(method, flags):
                            if getattr(flags, name) is not None}
 
 
-def told(flags, method, teacher):
-    """What the student is told of a step: what the method wants, but t where tokens can or shall not be."""
+def time_of_student(flags, method, teacher):
+    """How the student is conditioned on time: as the method has it, but by t where tokens are no option."""
     return "t" if method.time == "step" and not (flags.tokens and teacher.tokens) else method.time
 
 
-def begin(flags, method, teacher, init=None):
-    """What trains -> student, nets ("ema": its average, "start": --init, "teacher", "beside"), optimiser."""
+def make_student(flags, method, teacher, init=None):
+    """-> the student, nets ("ema": its average, "start": --init, "teacher", "auxiliary"), the optimiser."""
     torch.manual_seed(flags.seed)
-    time = told(flags, method, teacher)
+    time = time_of_student(flags, method, teacher)
     if init is not None:
         student = refit(init, flags.steps)
     elif time == "step":
@@ -296,44 +274,54 @@ def begin(flags, method, teacher, init=None):
         student = pair(teacher) if time == "pair" else copy.deepcopy(teacher)
     student.requires_grad_(True).train()
     nets = {"ema": copy.deepcopy(student).requires_grad_(False).eval(), "start": init, "teacher": teacher,
-            "beside": method.beside(teacher, flags.steps)}
+            "auxiliary": method.auxiliary(teacher, flags.steps)}
     if flags.recompute and not hasattr(student, "recompute"):
         raise BadInput(f"--recompute: {type(student).__name__} has no way to, see DiT.recompute in model.py")
     student.recompute = flags.recompute
-    beside = dict(params=nets["beside"].parameters(), lr=4 * flags.lr)            # it has to keep up
-    return student, nets, adamw([dict(params=student.parameters()), beside], flags.lr, 0.0)
+    auxiliary = dict(params=nets["auxiliary"].parameters(), lr=4 * flags.lr)      # it has to keep up
+    return student, nets, adamw([dict(params=student.parameters()), auxiliary], flags.lr, 0.0)
+
+
+class Setup(NamedTuple):
+    """What a run has: see make_student(); and the Bundle around the student's average, which is saved."""
+    student: torch.nn.Module
+    nets: dict
+    optimiser: torch.optim.Optimizer
+    corpus: object
+    bundle: object
 
 
 def build(flags, method, device):
-    """The teacher, what begin() makes of it, the corpus, and the Bundle that will be saved."""
-    b = load_teacher(flags.teacher, "--teacher", device)
-    init = flags.init and load_student(flags.init, "--init", b, told(flags, method, b.model), device).model
-    corpus = first_process_first(lambda: prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache,
-                                                 flags.keep_outliers, flags.keep_unknown))
-    teacher = b.model.requires_grad_(False)
-    student, nets, optimiser = begin(flags, method, teacher, init)
+    """The teacher, the corpus, and the Bundle that will be saved, around what make_student() makes of it."""
+    bundle = load_teacher(flags.teacher, "--teacher", device)
+    teacher = bundle.model.requires_grad_(False)
+    time = time_of_student(flags, method, teacher)
+    init = load_student(flags.init, "--init", bundle, time, device).model if flags.init else None
+    corpus = first_process_first(lambda: prepare(flags.data, bundle.settings, bundle.lang, bundle.vocab,
+                                                 flags.cache, flags.keep_outliers, flags.keep_unknown))
+    student, nets, optimiser = make_student(flags, method, teacher, init)
     allowed = sorted(flags.steps) if method.time == "step" else []              # []: any grid, any step count
     contract = dict(kind="student", steps=allowed, default=min(flags.steps), grid="cosine", cfg=flags.cfg)
-    bundle = replace(b, model=nets["ema"], contract=contract, config=vars(flags) | dict(out=str(flags.out)))
+    bundle = replace(bundle, model=nets["ema"], contract=contract, config=vars(flags) | dict(out=str(flags.out)))
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
     print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
           f"target: {teacher_grid(flags.steps, flags.teacher_steps)[0]} teacher steps at w = {flags.cfg:g}")
-    return teacher, student, nets, optimiser, corpus, bundle
+    return Setup(student, nets, optimiser, corpus, bundle)
 
 
-def update(flags, method, student, nets, optimiser, trajectory, step):
-    """One update of the student and its average nets["ema"] -> per part its terms, and the gradient norm."""
-    g, (batch, J) = seed_update(flags.seed, step), trajectory
+def update(flags, method, student, nets, optimiser, batch, step):
+    """One update of the student and its average nets["ema"], on the parts of a batch -> the terms of each."""
+    g, terms = seed_update(flags.seed, step), []
     n = flags.steps[int(torch.randint(len(flags.steps), (), generator=g))]
-    options, recorded = options_of(method, flags), []
-    for part in draw(batch, J, g):
+    for part in draw(batch, method.draws, g):
         with torch.autocast(part["x0"].device.type, torch.bfloat16, enabled=flags.bf16):
-            loss, terms = method.loss(student, part, n, nets, **options)
+            loss, by_name = method.loss(student, part, n, nets, **options_of(method, flags))
         (part["frame_share"] * loss).backward()
-        recorded.append(dict(loss=loss, **terms))
-    norm = optimise(optimiser, [learning_rate(step, flags.lr, flags.warmup, flags.max_iters)], step)
+        terms.append(dict(loss=loss, **by_name))
+    rate = learning_rate(step, flags.lr, flags.warmup, flags.max_iters)
+    terms.append(dict(grad_norm=optimise(optimiser, [rate], step)))
     ema_update(nets["ema"], student, step, flags.ema)
-    return recorded, norm
+    return terms
 
 
 def main(methods=METHODS):
@@ -343,35 +331,31 @@ def main(methods=METHODS):
     join()
     device = pick_device(flags.device)
     lock = claim(flags)                                                           # until this process ends
-    teacher, student, nets, optimiser, corpus, bundle = build(flags, method, device)
-    run = Run(flags, device, dict(net=student, ema=nets["ema"], beside=nets["beside"]), optimiser,
-              dict(vars(flags), model=asdict(student.config), corpus=corpus.key,
-                    teacher=digest(flags.teacher), init=flags.init and digest(flags.init)))
-    if run.speaks:
-        fixed = held_out(corpus, flags.count, device)
-        goal = rollout(teacher, fixed, cosine_grid(10), flags.cfg)[-1]        # teacher@10 from the same noise
-        for w in dict.fromkeys((0.0, flags.cfg)):
-            own = distance(rollout(teacher, fixed, cosine_grid(1), w)[-1], goal, fixed["todo"])
-            print(f"held out, mel MSE to teacher@10: teacher's own single step at w = {w:g} {own:.4f}")
-    trajectories = Trajectories(teacher, corpus, flags, method.dense, device, run.first)
+    setup = build(flags, method, device)
+    teacher, ema, corpus = setup.nets["teacher"], setup.nets["ema"], setup.corpus
+    nets = dict(net=setup.student, ema=ema, auxiliary=setup.nets["auxiliary"])
+    recipe = dict(vars(flags), model=asdict(setup.student.config), corpus=corpus.key,
+                  teacher=digest(flags.teacher), init=flags.init and digest(flags.init))
+    run = Run(flags, device, nets, setup.optimiser, recipe)
+    fixed = held_out(corpus, flags.count, device)
+    target = rollout(teacher, fixed, cosine_grid(10), flags.cfg)[-1]              # teacher@10
+
+    def mse(model, n, w):
+        return distance(rollout(model, fixed, cosine_grid(n), w)[-1], target, fixed["todo"])
+    for w in dict.fromkeys((0.0, flags.cfg)):
+        print(f"held out, mel MSE to teacher@10: its own single step at w = {w:g} {mse(teacher, 1, w):.4f}")
+    batches = trajectories(teacher, corpus, flags, method.dense, device, run.first)
     for step in run.steps("distill"):
-        recorded, norm = update(flags, method, student, nets, optimiser, trajectories[step], step)
-        for terms in recorded:
-            run.record(**terms)
-        run.record(grad_norm=norm)
-        run.count_update(step)
-        if run.report_due:
-            x1 = {n: rollout(nets["ema"], fixed, cosine_grid(n), 0.0)[-1] for n in sorted(flags.steps)}
-            run.report(**{f"mse@{n}": distance(x1[n], goal, fixed["todo"]) for n in x1},
-                       teacher_share=trajectories.seconds / run.seconds())
-            trajectories.seconds = 0.0
-        if run.save_due:
-            save_checkpoint(flags.out / "student.pt", bundle)
-            run.save()
-        run.end_update()
-    if run.speaks:
-        systems = {f"student@{n}": (nets["ema"], n, 0.0) for n in sorted(flags.steps)}
-        final_table(teacher, systems, fixed, goal, flags.cfg, bundle.settings, flags.out)
+        start = clock.perf_counter()
+        batch = next(batches)
+        waited = torch.tensor(clock.perf_counter() - start)
+        terms = update(flags, method, setup.student, setup.nets, setup.optimiser, batch, step)
+        run.finish(step, [*terms, dict(teacher_seconds=waited)],
+                   report=lambda: {f"mse@{n}": mse(ema, n, 0.0) for n in sorted(flags.steps)},
+                   save=lambda: save_checkpoint(flags.out / "student.pt", setup.bundle))
+    if is_main_process():
+        students = {f"student@{n}": (ema, n, 0.0) for n in sorted(flags.steps)}
+        final_table(teacher, students, fixed, target, flags.cfg, setup.bundle.settings, flags.out)
     path = flags.out / "student.pt"
     print(f"wrote {path}; hear it: python sample.py --ckpt {path} --text \"...\"")
 

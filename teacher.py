@@ -95,21 +95,19 @@ def held_out(corpus, count, device):
 
 
 @torch.no_grad()
-def report_held_out(bundle, batch, w, out, name):
-    """Held-out losses at fixed noise and times, by name; mel picture and audio of teacher@10 beside the
-    recording.
-    """
+def report_held_out(bundle, batch, flags, name):
+    """Held-out losses at fixed noise and times, by name; picture and audio of teacher@10 and recording."""
     t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
     flow, _ = cfm_loss(bundle.model, batch, t)
     duration = bundle.duration.loss(batch["text"], batch["durations"])
     few, rows = {k: v[:2] for k, v in batch.items()}, []
     vocoder = load_vocoder(None, bundle.settings, batch["mel"].device)
-    x1 = rollout(bundle.model, few, cosine_grid(10), w)[-1]
+    x1 = rollout(bundle.model, few, cosine_grid(10), flags.cfg)[-1]
     for i, T in enumerate(few["mask"].sum(1).tolist()):
         rows += [(f"recording {i}", few["mel"][i, :T]),
-                 (f"teacher, 10 steps, w = {w}: the first quarter is given", x1[i, :T])]
-        write_audio(out / f"{name}_{i}.wav", vocoder(x1[i, :T], bundle.settings), bundle.settings.rate)
-    plot_mels(rows, out / f"{name}.png")
+                 (f"teacher, 10 steps, w = {flags.cfg}: the first quarter is given", x1[i, :T])]
+        write_audio(flags.out / f"{name}_{i}.wav", vocoder(x1[i, :T], bundle.settings), bundle.settings.rate)
+    plot_mels(rows, flags.out / f"{name}.png")
     return dict(held_loss=float(flow), held_duration_loss=float(duration))
 
 
@@ -176,6 +174,34 @@ def build(flags, device):
     return corpus, net, ema, bundle
 
 
+def draw_batch(corpus, order, flags, step, device):
+    """The recordings of update `step`, by their places in `order` among those to train on, with all that is
+    drawn for them -> a joint batch on the device.
+    """
+    g = seed_update(flags.seed, step)
+    batch = infill(collate(corpus, [corpus.train[i] for i in order]), g, flags.p_noref, flags.p_nothing)
+    batch["t"] = torch.rand(len(batch["mel"]), generator=g)                       # (B,)
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def update(flags, net, ema, optimiser, batch, step):
+    """One update of network and duration predictor, and of their average ema -> the terms of each part."""
+    timing, terms = step < flags.duration_iters, []                               # durations are done early
+    for part in parts(batch, flags.accumulate):
+        flow, by_time = cfm_loss(net["model"], part, part["t"])
+        loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
+        if timing:
+            duration = net["duration"].loss(part["text"], part["durations"])
+            loss = loss + part["symbol_share"] * duration
+        loss.backward()
+        terms.append(dict(loss=flow, **by_time, duration_loss=duration))
+    rates = [learning_rate(step, flags.lr, flags.warmup, flags.max_iters),
+             timing * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
+    terms.append(dict(grad_norm=optimise(optimiser, rates, step)))
+    ema_update(ema, net, step, flags.ema)
+    return terms
+
+
 def main():
     flags = arguments()
     join()
@@ -190,30 +216,10 @@ def main():
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed),
                              run.first, None)
     for step in run.steps("teacher"):
-        g = seed_update(flags.seed, step)
-        batch = collate(corpus, [corpus.train[i] for i in next(order)])
-        batch = infill(batch, g, flags.p_noref, flags.p_nothing)
-        batch["t"] = torch.rand(len(batch["mel"]), generator=g)                   # (B,)
-        timing = step < flags.duration_iters                                      # durations are done early
-        for part in parts({k: v.to(device) for k, v in batch.items()}, flags.accumulate):
-            flow, by_time = cfm_loss(net["model"], part, part["t"])
-            loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
-            if timing:
-                duration = net["duration"].loss(part["text"], part["durations"])
-                loss = loss + part["symbol_share"] * duration
-            loss.backward()
-            run.record(loss=flow, **by_time, duration_loss=duration)
-        rates = [learning_rate(step, flags.lr, flags.warmup, flags.max_iters),
-                 timing * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
-        run.record(grad_norm=optimise(optimiser, rates, step))
-        ema_update(ema, net, step, flags.ema)
-        run.count_update(step)
-        if run.report_due:
-            run.report(**report_held_out(bundle, fixed, flags.cfg, flags.out, f"step{run.done:06d}"))
-        if run.save_due:
-            save_checkpoint(flags.out / "teacher.pt", bundle)
-            run.save()
-        run.end_update()
+        batch = draw_batch(corpus, next(order), flags, step, device)
+        terms = update(flags, net, ema, optimiser, batch, step)
+        run.finish(step, terms, lambda: report_held_out(bundle, fixed, flags, f"step{step + 1:06d}"),
+                   lambda: save_checkpoint(flags.out / "teacher.pt", bundle))
     path = flags.out / "teacher.pt"
     print(f"wrote {path}; hear it: python sample.py --ckpt {path} --text \"...\"")
 

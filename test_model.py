@@ -17,7 +17,7 @@ import model
 import sample
 import teacher
 from common.cli import BadInput
-from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle
+from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle, uniforms
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
 
@@ -71,14 +71,15 @@ def test_endpoint_is_velocity_at_the_chords_start_times_interval_squared():
 @pytest.mark.parametrize("seed, t_mf", [(1, "mid"), (2, "mid"), (3, "uniform"), (4, "uniform")])
 def test_loss_equals_the_formula_written_naively(seed, t_mf):
     student, batch = randomised(model.DiT(STEP)), make_batch()
-    u = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed))
+    u = uniforms(2, torch.Generator().manual_seed(seed))
     b = dict(batch, states=torch.randn(5, *batch["mel"].shape), grid=sample.cosine_grid(4), u=u, coin=0.0)
     loss, terms = distill.dsflow_loss(student, b, 2, t_mf=t_mf)
     cond, null = sample.condition(student, b, guided=True)
     sums, frames = torch.zeros(3), torch.zeros(3)                                 # endpoint, velocity, cfg
     by_half = {}                                # (term, number of the interval) -> its squares
     for item in range(2):
-        k, end, tau = int(2 * u[item, 0]), bool(u[item, 1] < 0.7), u[item, 2] if t_mf == "uniform" else 0.5
+        k, end = int(2 * u["interval"][item]), bool(u["term"][item] < 0.7)
+        tau = u["chord"][item] if t_mf == "uniform" else 0.5
         X_s, X_e = b["states"][2 * k], b["states"][2 * k + 2]
         delta = b["grid"][2 * k + 2] - b["grid"][2 * k]
         x = X_s if end else (1 - tau) * X_s + tau * X_e
@@ -105,7 +106,7 @@ def test_one_term_per_item_is_the_dual_loss_in_expectation():
     b = dict(batch, states=torch.randn(2, *batch["mel"].shape), grid=torch.tensor([0.0, 0.5]))
     a, losses = 0.7, {}
     for u in ((0.1, 0.1), (0.1, 0.71), (0.71, 0.69), (0.9, 0.9)):                 # under a: the endpoint
-        b["u"][:, 1] = torch.tensor(u)
+        b["u"]["term"] = torch.tensor(u)
         losses[u[0] < a, u[1] < a] = distill.dsflow_loss(student, b, 1, a=a, p_uncond=0.0)[0]
     assert len(losses) == 4
     chance = {pattern: a ** sum(pattern) * (1 - a) ** (2 - sum(pattern)) for pattern in losses}
@@ -155,7 +156,7 @@ def test_an_interval_needs_a_grid_that_its_count_divides():
     """Of a trajectory of 10 intervals: 2 steps take half each, 4 would never reach t = 1 and are refused."""
     batch = make_batch((14, 9, 8))
     b = dict(batch, states=torch.randn(11, *batch["mel"].shape), grid=sample.cosine_grid(10))
-    b["u"][:, 0] = torch.tensor([0.0, 0.499, 0.9999])
+    b["u"]["interval"] = torch.tensor([0.0, 0.499, 0.9999])
     X_s, X_e, s, e, k = distill.interval(b, 2)
     assert k.tolist() == [0, 0, 1] and torch.equal(s, b["grid"][[0, 0, 5]]) and torch.equal(e, b["grid"][[5, 5, 10]])
     items = [0, 1, 2]
@@ -299,9 +300,9 @@ def test_two_times_are_of_the_grid_and_of_all_pairs():
     """Half of the items take an interval of the n-step grid; of the others, every pair is as likely, and a share
     `same` has r = t.
     """
-    u = torch.rand(20000, 6, generator=torch.Generator().manual_seed(0))
+    u = uniforms(20000, torch.Generator().manual_seed(0))
     i, j = intmeanflow.two_times(dict(grid=sample.cosine_grid(8), u=u), 2)
-    few = u[:, 3] < 0.5
+    few = u["few"] < 0.5
     assert {(a, b) for a, b in zip(i[few].tolist(), j[few].tolist())} == {(0, 4), (4, 8)}
     pairs, counts = torch.stack([i[~few], j[~few]]).unique(dim=1, return_counts=True)
     assert len(counts) == 8 * 9 // 2 and (pairs[0] < pairs[1]).all() and pairs.min() == 0 and pairs.max() == 8
@@ -337,7 +338,7 @@ def test_meanflow_is_zero_for_the_analytic_average_and_its_jvp_is_a_finite_diffe
     double = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
     double |= dict(states=torch.stack(states), grid=grid)
     for seed in range(4):
-        u = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed))
+        u = uniforms(2, torch.Generator().manual_seed(seed))
         _, terms = baselines.meanflow_loss(Analytic(), dict(double, u=u), 2)
         assert terms["velocity"] < 1e-15
     net = randomised(model.DiT(replace(SMALL, time="pair"))).double()
@@ -381,7 +382,7 @@ def test_progressive_is_exact_for_a_constant_velocity(n):
 def test_progressive_asks_for_what_two_steps_of_the_previous_student_do():
     student, previous = (randomised(model.DiT(replace(SMALL, time="step", enters="add", steps=(n,))), n) for n in (2, 4))
     _, b = teacher_batch()
-    b["u"][:, 0] = torch.tensor([0.2, 0.8])                                       # one interval each
+    b["u"]["interval"] = torch.tensor([0.2, 0.8])                                       # one interval each
     loss, _ = baselines.progressive_loss(student, b, 2, dict(start=previous))
     error = []
     for item, k in enumerate((0, 1)):
@@ -409,10 +410,10 @@ def test_velocity_sees_the_whole_chord():
             return x
     b = dict(batch, states=torch.stack([torch.zeros_like(batch["mel"]), torch.ones_like(batch["mel"])]),
              grid=torch.tensor([0.0, 1.0]))
-    b["u"][:, 2] = torch.tensor([0.01, 0.75])
+    b["u"]["chord"] = torch.tensor([0.01, 0.75])
     entry = baselines.METHODS["velocity"]
     entry.loss(Ear(batch), b, 1, {}, **entry.fixed)
-    assert torch.allclose(seen[0][:, 0, 0], b["u"][:, 2])
+    assert torch.allclose(seen[0][:, 0, 0], b["u"]["chord"])
 
 
 class Normal(Straight):
@@ -440,13 +441,13 @@ def test_distribution_matching_pulls_samples_to_where_the_teachers_lie(mu, lies)
     states = batch["x0"][None].expand(2, -1, -1, -1)
     b = dict(batch, states=states, grid=torch.tensor([0.0, 1.0]), w=0.0, known=batch["known"] & False)
     torch.manual_seed(3)
-    loss, terms = dmd.dmd_loss(student, b, 1, dict(teacher=teacher, beside={"1": fake}), anchor=0.0)
+    loss, terms = dmd.dmd_loss(student, b, 1, dict(teacher=teacher, auxiliary={"1": fake}), anchor=0.0)
     loss.backward()
     assert float(student.mu.grad.sign()) == float(torch.tensor(mu - lies).sign()) and terms["fake"] > 0
     assert (terms["matching"] < 1e-9) == (mu == lies)
     first, fake.mu.grad = fake.mu.grad.clone(), None
     torch.manual_seed(3)
-    dmd.dmd_loss(student, b, 1, dict(teacher=Normal(batch, lies + 3), beside={"1": fake}), anchor=0.0)[0].backward()
+    dmd.dmd_loss(student, b, 1, dict(teacher=Normal(batch, lies + 3), auxiliary={"1": fake}), anchor=0.0)[0].backward()
     assert torch.equal(fake.mu.grad, first)
 
 
@@ -455,7 +456,7 @@ def test_distribution_matching_starts_from_no_difference():
     lead, batch = randomised(model.DiT(SMALL)), make_batch()
     b = distill.teacher_states(lead, batch, [1, 2], w=0.0, at_least=4)
     student = randomised(model.fold(lead, [1, 2]))
-    nets = dict(teacher=lead, beside=dmd.fakes(lead, [1, 2]))
+    nets = dict(teacher=lead, auxiliary=dmd.fakes(lead, [1, 2]))
     for n in (1, 2):
         loss, terms = dmd.dmd_loss(student, b, n, nets, anchor=1.0)
         x1 = sample.rollout(student, b, sample.cosine_grid(n), 0.0)[-1]
@@ -463,7 +464,7 @@ def test_distribution_matching_starts_from_no_difference():
             terms["endpoint"], teacher.frame_mean(((x1 - b["states"][-1]) ** 2).mean(-1), b["todo"]))
         loss.backward()
         assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
-        assert all(p.grad is None for k, fake in nets["beside"].items() if int(k) > n for p in fake.parameters())
+        assert all(p.grad is None for k, fake in nets["auxiliary"].items() if int(k) > n for p in fake.parameters())
 
 
 # ------------------------------------------------------------------------------------------------- network
@@ -534,7 +535,8 @@ SWITCHES = dict(adaln=LEAST, pair=replace(LEAST, time="pair"), e2=replace(LEAST,
 
 
 def on_meta(batch):
-    return {k: v.to("meta") if torch.is_tensor(v) else v for k, v in batch.items()}
+    return {k: on_meta(v) if isinstance(v, dict) else v.to("meta") if torch.is_tensor(v) else v
+            for k, v in batch.items()}
 
 
 def test_the_meta_device_finds_a_tensor_of_another_device():
@@ -602,7 +604,7 @@ def test_every_loss_on_another_device(lead, name, changed, coin):
     entry, (net, b) = METHODS[name], lead
     flags = distill.arguments(METHODS, ["--method", name])
     start = model.fold(net, [4]) if name == "progressive" else None
-    student, nets, _ = distill.begin(flags, entry, net, start)
+    student, nets, _ = distill.make_student(flags, entry, net, start)
     assert all(p.is_meta for p in student.parameters())
     options = distill.options_of(entry, flags) | changed
     loss, terms = entry.loss(student, dict(b, coin=coin), 2, nets, **options)
@@ -613,8 +615,8 @@ def test_every_loss_on_another_device(lead, name, changed, coin):
 
 def test_drawn_numbers_go_to_the_batchs_device():
     batch = on_meta(make_batch())
-    (part,) = common.run.draw([dict(batch, rows=torch.arange(2))], 2, torch.Generator())
-    assert part["u"].is_meta and isinstance(part["coin"], float)
+    (part,) = common.run.draw([dict(batch, rows=torch.arange(2), joint=2)], ("term",), torch.Generator())
+    assert part["u"]["term"].is_meta and isinstance(part["coin"], float)
 
 
 # ------------------------------------------------------------------------------------------------ step search

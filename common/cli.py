@@ -18,8 +18,9 @@ class BadInput(Exception):
 
 def cli(main):
     """Run a command's main(): bad input becomes one line on stderr and exit status 2."""
-    if hasattr(sys.stdout, "reconfigure"):      # a terminal that lacks a character shows its code
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):
+        # A character that the terminal lacks is shown as its code; a log file gets every line at once.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
     except (BadInput, soundfile.LibsndfileError) as problem:

@@ -73,14 +73,15 @@ def digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def save_torch(path, content):
-    """torch.save to a file, whole or not at all."""
+def save_torch(path, content, before=lambda: None):
+    """torch.save to a file, whole or not at all. before(): called when all is written but for its name."""
     buffer = io.BytesIO()                       # serialise first: a full disk then is a plain OSError
     torch.save(content, buffer)
     with whole(path) as partial, open(partial, "wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
+        before()
 
 
 def load_torch(path, kind, hint):

@@ -11,10 +11,13 @@ and writes; when one dies, all end with an error.
 
 Shapes: J items of the joint batch, B of a part; T mel frames, L symbols.
 """
+import csv
+import itertools
 import math
 import os
 import signal
 import sys
+import threading
 import time as clock
 from datetime import timedelta
 from pathlib import Path
@@ -68,7 +71,10 @@ def add_flags(add, out, **default):
 
 
 def learning_rate(step, peak, warmup, total):
-    """Linear warm-up, then cosine decay to 2 % of the peak at `total` updates."""
+    """Linear warm-up, then cosine decay to 2 % of the peak at `total` updates. A warm-up that would not end
+    is shortened to a tenth of them.
+    """
+    warmup = warmup if warmup < total else total // 10
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -118,12 +124,17 @@ def optimise(optimiser, rates, step, most=1.0):
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM set a flag: the loop ends its update, saves and stops. Twice: it stops at once."""
+    """Ctrl-C and SIGTERM set a flag: the loop ends its update, saves and stops. Twice: it stops at once.
+
+    Only a program's main thread may ask for signals; a run in another thread goes without.
+    """
 
     def __init__(self):
         self.asked = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self)
+        self.listens = threading.current_thread() is threading.main_thread()
+        if self.listens:
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, self)
 
     def __call__(self, *_):
         self.asked = True
@@ -131,32 +142,42 @@ class Interrupt:
 
     def restore(self):
         """Give both signals back to Python."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 FREE = {"data", "out", "cache", "device", "resume", "overwrite", "eval_every", "save_every", "max_iters",
         "count", "recompute", "accumulate"}     # may differ on --resume; what --data holds may not
 
 
+def lock_folder(folder):
+    """Make a folder and lock it for this process -> the lock. BadInput where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise BadInput(f"--out {folder}: another run is writing there; choose another --out") from None
+    return lock
+
+
 def claim(flags):
     """Take --out for this run -> a lock, which ends with the process. BadInput where another run is at work,
     or one would be destroyed.
     """
-    flags.out.mkdir(parents=True, exist_ok=True)
-    if world()[0]:
+    if not is_main_process():
         return None
-    lock, state = filelock.FileLock(flags.out / ".lock"), flags.out / "last.pt"
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise BadInput(f"--out {flags.out}: another run is writing there; choose another --out") from None
+    lock = lock_folder(flags.out)
     found = [name for name in ("last.pt", "teacher.pt", "student.pt", "vocoder.pt")
              if (flags.out / name).is_file()]
     if found and not (flags.resume or flags.overwrite):
         raise BadInput(f"--out {flags.out}: holds a run ({found[0]}); continue it by --resume, replace it by "
                        "--overwrite, or choose another --out")
-    if flags.resume and not state.is_file():
+    if flags.resume and found and found[0] != "last.pt":
+        raise BadInput(f"--resume: {flags.out} has a {found[0]} but no last.pt to continue from; replace it "
+                       "by --overwrite, or choose another --out")
+    if flags.resume and not found:
         print(f"--resume: nothing is saved in {flags.out} yet, starting from the beginning")
     return lock
 
@@ -168,8 +189,13 @@ class Log:
     """
 
     def __init__(self, path, step):
-        self.path = Path(path)
-        self.rows = [r for r in read_csv(path) if int(r["step"]) <= step] if step else []
+        self.path, self.rows = Path(path), []
+        try:
+            for number, row in enumerate(read_csv(path) if step else [], 2):
+                [float(value) for value in row.values() if value != ""]           # all that a log holds
+                self.rows += [row] if int(row["step"]) <= step else []
+        except (ValueError, KeyError, TypeError, csv.Error):
+            raise BadInput(f"--resume: {path} is no log of a run; move it away and --resume again") from None
 
     def report(self, **row):
         """Add one row of numbers; those that are nan stay empty."""
@@ -182,8 +208,12 @@ class Log:
 class Run:
     """One training run in its folder: what --resume needs, the log, interrupts, means between reports.
 
-    recipe: name -> plain value, which must be the same on --resume, except those in FREE. step counts from
-    `first`; nets are what the state holds beside the optimiser.
+        for step in run.steps("name"):
+            ...
+            run.finish(step, terms, report=lambda: {...}, save=lambda: ...)
+
+    recipe: name -> plain value, which must be the same on --resume, except those in FREE. nets: name ->
+    network, what last.pt holds beside the optimiser. `first` is the number of the first update to make.
     """
 
     def __init__(self, flags, device, nets, optimiser, recipe):
@@ -191,65 +221,61 @@ class Run:
         self.recipe = {k: str(v) if isinstance(v, Path) else v for k, v in recipe.items()}
         again = flags.resume and (flags.out / "last.pt").is_file()
         self.first = self.load() if again else 0
-        self.speaks = world()[0] == 0           # the first process alone measures, prints and writes
         for name in ("last.pt", "log.csv", "log.png"):
-            if self.speaks and not again:       # nothing of an older run may pass for this one's
+            if is_main_process() and not again:  # nothing of an older run may pass for this one's
                 (flags.out / name).unlink(missing_ok=True)
+        warmup = getattr(flags, "warmup", 0)
+        if warmup >= flags.max_iters:
+            print(f"--warmup {warmup}: as long as the run or longer, shortened to {flags.max_iters // 10}")
         self.log, self.interrupt = Log(flags.out / "log.csv", self.first), Interrupt()
-        self.begin()
-
-    def begin(self):
-        """Forget what was recorded since the last report."""
-        self.records, self.updates, self.since = {}, 0, clock.perf_counter()
+        self.start_record()
 
     def steps(self, name):
         """The numbers of the updates that are left, with a progress bar."""
         return tqdm(range(self.first, self.flags.max_iters), name, initial=self.first,
-                    total=self.flags.max_iters, disable=None if self.speaks else True)
+                    total=self.flags.max_iters, disable=None if is_main_process() else True)
 
-    def record(self, **values):
-        """What one part of an update gave, tensors (); nan where it gave nothing."""
-        for name, value in values.items():
-            self.records.setdefault(name, []).append(value.detach())
+    def finish(self, step, terms, report, save):
+        """Update `step` is made: keep its terms; report, save and stop when that is due.
 
-    def report(self, **measured):
-        """A row of the log: means of what was recorded, what was measured, seconds an update."""
-        means = {name: float(torch.stack(values).nanmean()) for name, values in self.records.items()}
-        pace = self.seconds() / max(1, self.updates)
-        self.log.report(step=self.done, **means, **measured, seconds_per_update=pace)
-
-    def seconds(self):
-        """Seconds since the last report."""
-        return clock.perf_counter() - self.since
-
-    def count_update(self, step):
-        """Update `step` is made: sets done, and report_due, save_due for the process that writes."""
-        self.done, last = step + 1, step + 1 == self.flags.max_iters
-        self.updates += 1
-        self.stop = anywhere(self.interrupt.asked, self.device)
-        self.reported = self.done % self.flags.eval_every == 0 or last
-        self.report_due = self.speaks and self.reported
-        self.save_due = self.speaks and (self.done % self.flags.save_every == 0 or last or self.stop)
+        terms: for each part of the update {name: tensor ()}, nan where a part gave nothing. report() measures
+        -> {name: number}; save() writes the checkpoint. Both are called in the process that writes alone.
+        """
+        for part in terms:
+            for name, value in part.items():
+                self.record.setdefault(name, []).append(value.detach())
+        done, flags = step + 1, self.flags
+        last, stop = done == flags.max_iters, anywhere(self.interrupt.asked, self.device)
         if last:
             self.interrupt.restore()
-
-    def end_update(self):
-        """Stop here if that was asked for; after a report, record anew."""
-        if self.stop:
-            print(f"interrupted: saved after update {self.done}; continue with --resume")
+        if done % flags.eval_every == 0 or last:
+            if is_main_process():
+                pace = (clock.perf_counter() - self.since) / (done - self.recorded_from)
+                means = {name: float(torch.stack(values).nanmean()) for name, values in self.record.items()}
+                self.log.report(step=done, **means, **report(), seconds_per_update=pace)
+            self.start_record(done)
+        if is_main_process() and (done % flags.save_every == 0 or last or stop):
+            self.save(done, save)
+        if stop:
+            print(f"interrupted: saved after update {done}; continue with --resume")
             raise KeyboardInterrupt
-        if self.reported:
-            self.begin()
 
-    def save(self):
-        """Everything --resume needs, whole or not at all. Write the checkpoint first: it is never older."""
+    def start_record(self, done=None):
+        """Forget the terms of the updates until now, which were reported."""
+        self.record, self.since = {}, clock.perf_counter()
+        self.recorded_from = self.first if done is None else done
+
+    def save(self, done, save_checkpoint):
+        """Write the checkpoint and last.pt, everything that --resume needs: each whole or not at all, and the
+        checkpoint is never the older one.
+        """
         nets = {name: net.state_dict() for name, net in self.nets.items()}
         save_torch(self.flags.out / "last.pt",
-                   dict(format="dsflow-state-1", step=self.done, **nets, settings=self.recipe,
-                        optimiser=self.optimiser.state_dict()))
+                   dict(format="dsflow-state-1", step=done, **nets, settings=self.recipe,
+                        optimiser=self.optimiser.state_dict()), before=save_checkpoint)
 
     def load(self):
-        """Restore save()'s file -> updates done."""
+        """Restore save()'s last.pt -> updates done."""
         path = self.flags.out / "last.pt"
         state = load_torch(path, "dsflow-state-1", "the last.pt of a training run")
         try:
@@ -257,12 +283,30 @@ class Run:
                 old, new = state["settings"].get(name), self.recipe[name]
                 if old != new:
                     raise BadInput(f"--resume: {path} was made with another {name}: {old}, now {new}")
+            if type(state["step"]) is not int or state["step"] < 0:
+                raise ValueError(f"step is {state['step']!r:.20}, not a number of updates")
             for name, net in self.nets.items():
                 fit_weights(net, state[name], name)
-            self.optimiser.load_state_dict(state["optimiser"])
-            return int(state["step"])
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            fit_optimiser(self.optimiser, state["optimiser"]["state"])
+            return state["step"]
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
             raise BadInput(f"--resume: {path} does not fit this run ({problem}); --overwrite it") from None
+
+
+def fit_optimiser(optimiser, state):
+    """Load AdamW's averages, {number of a parameter: {name: tensor}}. ValueError names what does not fit:
+    torch itself would take tensors of any shape, and write beyond their end.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for i, averages in state.items():
+        if i not in range(len(parameters)) or set(averages) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"optimiser: entry {i} is not known")
+        for name, value in averages.items():
+            shape = () if name == "step" else parameters[i].shape
+            if value.shape != shape or not value.is_floating_point() or not value.isfinite().all():
+                raise ValueError(f"optimiser: {name} {i} is no finite tensor of shape {tuple(shape)}")
+    groups = optimiser.state_dict()["param_groups"]                               # this run's settings stay
+    optimiser.load_state_dict(dict(state=state, param_groups=groups))
 
 
 # ---------------------------------------------------------------------------------------- processes and parts
@@ -284,6 +328,11 @@ def join():
 def world():
     """(number of this process, how many there are)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main_process():
+    """Whether this is the process that measures, prints and writes."""
+    return world()[0] == 0
 
 
 def wait_for_all(act):
@@ -310,31 +359,56 @@ def parts(batch, accumulate):
     """This process's share of a joint batch -> `accumulate` batches, without the padding others need.
 
     Part k of P has the items k, k + P, ...: they are sorted by length, so all have alike work. Each has rows,
-    the numbers (B,) of its items among the J, and its shares of the frames to generate, frame_share (), and
-    of the symbols, symbol_share (): the sum of share * loss over all parts is the loss of the joint batch,
-    where that is a mean over frames, or symbols. A part for which no item is left repeats one, at share 0.
+    the numbers (B,) of its items among the J, which it has as joint, and its shares of the frames to
+    generate, frame_share (), and of the symbols, symbol_share (): the sum of share * loss over all parts is
+    the loss of the joint batch, where that is a mean over frames, or symbols. A part for which no item is
+    left repeats one, at share 0.
     """
     (rank, ranks), J, found = world(), len(batch["mask"]), []
     rows = torch.arange(J)
     if ranks * accumulate == 1:
-        return [dict(batch, rows=rows, frame_share=1.0, symbol_share=1.0)]
+        return [dict(batch, rows=rows, joint=J, frame_share=1.0, symbol_share=1.0)]
     for k in range(rank * accumulate, (rank + 1) * accumulate):
         mine = rows[k::ranks * accumulate] if k < J else rows[:1]
         part = {name: v[mine.to(v.device)] for name, v in batch.items()}
         T, L = int(part["mask"].sum(1).max()), int((part["text"] > 0).sum(1).max())
         width = dict.fromkeys(part, T) | dict(text=L, durations=L)
         part = {name: v[:, :width[name]] if v.dim() > 1 else v for name, v in part.items()}
-        found.append(dict(part, rows=mine, frame_share=(k < J) * part["todo"].sum() / batch["todo"].sum(),
+        found.append(dict(part, rows=mine, joint=J,
+                          frame_share=(k < J) * part["todo"].sum() / batch["todo"].sum(),
                           symbol_share=(k < J) * (part["text"] > 0).sum() / (batch["text"] > 0).sum()))
     return found
 
 
-def draw(batch, J, g, numbers=6):
-    """Random numbers for the parts of a joint batch of J items, drawn where it is whole, so that cutting it
-    changes none -> the parts with u (B, numbers), uniform in [0, 1), for their items, and coin, one for all.
+def pooled(make, batches, pool, reuse, first):
+    """Yield make(number, batch) for each update, from number `first` on: `pool` batches are made, each is
+    used `reuse` times, in turn, then the next. What an update gets follows from its number alone, so a
+    resumed run makes again only what it needs.
     """
-    u, coin = torch.rand(J, numbers, generator=g), float(torch.rand((), generator=g))
-    return [dict(part, u=u[part["rows"]].to(part["mask"].device), coin=coin) for part in batch]
+    block, place = divmod(first, pool * reuse)
+    batches = itertools.islice(batches, block * pool, None)
+    while True:
+        plan, made = list(itertools.islice(batches, pool)), {}
+        for use in range(place, pool * reuse):
+            i = use % pool
+            if i not in made:
+                made[i] = make(block * pool + i, plan[i])
+            yield made[i]
+        block, place = block + 1, 0
+
+
+def draw(parts, names, g, most=6):
+    """Random numbers for the parts of a joint batch -> the parts with u, {name: (B,) uniform in [0, 1)}, and
+    coin, one uniform number for all items.
+
+    They are drawn for the J items together, so that cutting the batch changes none; and `most` an item
+    however many have a name, so that a method that needs one more has the same ones otherwise.
+    """
+    numbers = torch.rand(parts[0]["joint"], most, generator=g)                    # (J, most)
+    coin = float(torch.rand((), generator=g))
+    columns = dict(zip(names, numbers.T, strict=False))                           # (J,) each
+    return [dict(part, u={name: column[part["rows"]].to(part["mask"].device)
+                          for name, column in columns.items()}, coin=coin) for part in parts]
 
 
 def sum_gradients(parameters):

@@ -1,21 +1,15 @@
-"""Every method, and the eight combinations of DSFlow's three ideas, at an equal budget: one table.
+"""Every method, and the eight combinations of DSFlow's three ideas, at an equal number of updates: one table.
 
     python -m measure.ablation   all of them, three seeds, resumable: two hours on two cores
     python -m measure.ablation --only endpoint intmeanflow --seeds 0
     python -m measure.ablation --also my_method.py --only huber dual     a variant of yours beside them
-    python -m measure.ablation --noise   how noisy the gradients of endpoint, velocity, dual loss are
 
-All runs of a seed share teacher trajectories, and update() and begin() of distill.py. Two budgets: the same
-number of updates, and the same seconds: as many updates as fit into the time that DSFlow's take, both
-measured in turn, with a learning-rate schedule that ends there; a system whose updates take as long (5 %)
-keeps its row of equal updates. A row is written when it is done, with the settings it was made with; a run
-that was cut off continues with the next one. Students of equal updates are kept in --out/students, so that
-evaluate.py --ckpt can hear them.
+All runs of a seed share teacher trajectories, and update() and make_student() of distill.py. A row is written
+when it is done, with the settings it was made with; a run that was cut off continues with the next one. The
+students are kept in --out/students, so that evaluate.py --ckpt can hear them.
 """
-from common.cli import BadInput, Parser, cli, count, pick_device, synchronise
-from common.files import as_cell, digest, markdown, mean_and_spread, read_csv, write_csv, write_text
-
 import argparse
+import csv
 import importlib.util
 import itertools
 import math
@@ -28,20 +22,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from methods import baselines
 import distill
-from methods import dmd
-from methods import intmeanflow
-from networks.checkpoint import load_teacher, save_checkpoint
-from distill import Trajectories, begin, update
+from common.cli import BadInput, Parser, cli, count, pick_device, synchronise
+from common.files import as_cell, digest, markdown, mean_and_spread, read_csv, write_csv, write_text
+from common.run import lock_folder
+from distill import make_student, trajectories, update
+from methods import baselines, dmd, intmeanflow
 from model import count_parameters
-from speech.prepare import prepare
+from networks.checkpoint import load_teacher, save_checkpoint
 from sample import cosine_grid, rollout
+from speech.prepare import prepare
 from teacher import distance, held_out
-from common.run import seed_update
 
 METHODS = {**distill.METHODS, **intmeanflow.METHODS, **baselines.METHODS, **dmd.METHODS}
-DSFLOW = "dual, tokens, weak CFG"   # its updates set the time of the budget in seconds
 
 
 def load_methods(paths):
@@ -70,14 +63,24 @@ def systems(methods):
 
 
 class Rows:
-    """A CSV that grows by whole rows; a row is known by (system, seed, budget, settings)."""
+    """A CSV that grows by whole rows; a row is known by (system, seed, settings)."""
 
     def __init__(self, path):
-        self.path, self.rows = Path(path), read_csv(path)
+        self.path = Path(path)
+        try:
+            self.rows = read_csv(path)
+            if self.path.is_file() and not self.rows:
+                raise ValueError("no rows")
+            for row in self.rows:               # words in these columns, in all others numbers or nothing
+                words = row["system"], row["settings"], row.get("budget")
+                [float(value) for value in row.values() if value not in words and value != ""]
+        except (ValueError, KeyError, TypeError, csv.Error):
+            raise BadInput(f"{path}: no table of ablation.py; move it away, or choose another --out") from None
 
     def find(self, **key):
-        """The rows whose columns have these values."""
-        return [r for r in self.rows if all(r.get(k) == str(v) for k, v in key.items())]
+        """The rows whose columns have these values, without the equal seconds that older versions measured."""
+        return [row for row in self.rows if row.get("budget") != "seconds"
+                and all(row.get(name) == str(value) for name, value in key.items())]
 
     def add(self, row):
         """Append one row, write the file anew and show the row."""
@@ -95,48 +98,32 @@ def stages(flags):
     """
     if flags.method != "progressive":
         return [flags]
+    if math.log2(min(flags.steps)) % 1:
+        raise BadInput(f"--steps {min(flags.steps)}: progressive halves its steps, so the fewest have to be 1, "
+                       "2, 4 and so on; or name other systems by --only")
     steps = sorted({2 ** k for k in range(int(math.log2(max(flags.steps))) + 1)} | {4, 2}, reverse=True)
     return [argparse.Namespace(**vars(flags) | dict(steps=[n],
                                                     max_iters=max(1, flags.max_iters // len(steps))))
             for n in steps if n >= min(flags.steps)]
 
 
-def train(flags, methods, teacher, trajectories):
+def train(flags, methods, teacher, batches):
     """Distil on shared trajectories -> ({steps: the average that takes them}, seconds an update)."""
-    nets, times, before = {}, [], None
+    averages, times, previous = {}, [], None
     for stage in stages(flags):
         method = methods[flags.method]
-        student, own, optimiser = begin(stage, method, teacher, before)
+        student, nets, optimiser = make_student(stage, method, teacher, previous)
         for step in tqdm(range(stage.max_iters), flags.name, leave=False, disable=None):
             start = clock.perf_counter()
-            update(stage, method, student, own, optimiser, trajectories[step % len(trajectories)], step)
+            update(stage, method, student, nets, optimiser, batches[step % len(batches)], step)
             synchronise(next(student.parameters()).device)
             times.append(clock.perf_counter() - start)
-        before = own["ema"]
-        nets |= dict.fromkeys(stage.steps, own["ema"])
-    return {n: net for n, net in nets.items() if n in flags.steps}, statistics.median(times)
+        previous = nets["ema"]
+        averages |= dict.fromkeys(stage.steps, previous)
+    return {n: net for n, net in averages.items() if n in flags.steps}, statistics.median(times)
 
 
-def pace(flags, base, methods, teacher, trajectories, rounds=12):
-    """How many updates flags make while flags base make one. In turn: a machine's speed drifts."""
-    jobs, times = [], ([], [])
-    for one in (flags, base):
-        last, method = stages(one)[-1], methods[one.method]
-        before = None
-        if one.method == "progressive":         # a later stage also asks the student before it
-            first = argparse.Namespace(**vars(last) | dict(steps=[2 * last.steps[0]]))
-            before = begin(first, method, teacher)[1]["ema"]
-        jobs.append((last, method, *begin(last, method, teacher, before)))
-    for step in range(rounds):
-        for job, spent in zip(jobs, times):
-            start = clock.perf_counter()
-            update(*job, trajectories[step % len(trajectories)], step)
-            synchronise(next(teacher.parameters()).device)
-            spent.append(clock.perf_counter() - start)
-    return sum(times[1]) / sum(times[0])
-
-
-def keep(nets, flags, method, b, folder):
+def keep(nets, flags, method, bundle, folder):
     """Write the students of a system, {steps: network}, as checkpoints NAME-SEED.pt, with -STEPS where each
     step count has its own. b: the teacher's Bundle.
     """
@@ -147,7 +134,7 @@ def keep(nets, flags, method, b, folder):
         contract = dict(kind="student", steps=mine if method.time == "step" else [], default=mine[0],
                         grid="cosine", cfg=flags.cfg)
         suffix = "" if len(mine) == len(nets) else f"-{mine[0]}"
-        student = replace(b, model=net, contract=contract, config=vars(flags) | dict(out=str(flags.out)))
+        student = replace(bundle, model=net, contract=contract, config=vars(flags) | dict(out=str(flags.out)))
         save_checkpoint(folder / f"{name}{suffix}.pt", student)
 
 
@@ -163,73 +150,32 @@ def variance(net, batch, grid, w, noises=4):
     return float(torch.stack(takes).var(0)[few["todo"]].mean())
 
 
-def measure(nets, fixed, goals):
-    """Mel MSE of each n to each goal {name: mel}, and the variance of the fewest steps over noises."""
+def measure(nets, fixed, targets):
+    """Mel MSE of each n to each target {name: mel}, and the variance of the fewest steps over noises."""
     row = {}
     for n, net in sorted(nets.items()):
         x1 = rollout(net, fixed, cosine_grid(n), 0.0)[-1]
-        row |= {f"mse@{n} to {name}": distance(x1, goal, fixed["todo"]) for name, goal in goals.items()}
+        row |= {f"mse@{n} to {name}": distance(x1, x, fixed["todo"]) for name, x in targets.items()}
     n = min(nets)
     return row | {f"variance@{n}": variance(nets[n], fixed, cosine_grid(n), 0.0)}
 
 
-def gradient_noise(teacher, flags, trajectories):
-    """sum Var(g) / || E g ||^2 of a batch's gradient g, at the folded student -> a row for each loss, with
-    the loss's own mean and its deviation over batches, relative to the mean.
-
-    Every batch counts once: a repeated one would repeat its gradient. Both parts are unbiased.
-    """
-    student, _, _ = begin(flags, METHODS["dsflow"], teacher)
-    batches, n = len(trajectories), min(flags.steps)
-
-    def gradient(step, a):
-        student.zero_grad()
-        (batch,), J = trajectories[step]
-        part, = distill.draw([batch], J, seed_update(flags.seed, step))
-        loss = distill.dsflow_loss(student, part, n, a=a, weak_cfg=False)[0]
-        loss.backward()
-        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]), loss.item()
-    names = ["endpoint", "velocity", "dual, both terms (Eq. 7)", "dual, one term an item (ours)"]
-    total, squares = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    losses = {name: [] for name in names}
-    for step in tqdm(range(batches), "noise", leave=False, disable=None):
-        end, velocity = gradient(step, 1.0), gradient(step, 0.0)
-        both = [0.7 * at_end + 0.3 * on_chord for at_end, on_chord in zip(end, velocity)]
-        for name, (g, loss) in zip(names, (end, velocity, both, gradient(step, 0.7))):
-            total[name], squares[name] = total[name] + g, squares[name] + float(g.square().sum())
-            losses[name].append(loss)
-    rows = []
-    for name in names:
-        mean = float((total[name] / batches).square().sum())
-        spread = (squares[name] - batches * mean) / (batches - 1)
-        rows.append(dict(system=name, budget="noise", batches=batches, variance=spread,
-                         relative=spread / (mean - spread / batches), loss=statistics.mean(losses[name]),
-                         loss_deviation=statistics.stdev(losses[name]) / statistics.mean(losses[name])))
-    return rows
-
-
 def table(rows, steps):
-    """The CSV's rows -> Markdown: mean ± standard deviation over seeds, best first within each budget."""
-    lines, first = [], steps[0]
-    for budget in dict.fromkeys(r["budget"] for r in rows):
-        groups, cells = {}, []
-        for r in rows:
-            if r["budget"] == budget:
-                groups.setdefault(r["system"], []).append(r)
-
-        def cell(group, key, form="{:.4f}"):
-            return mean_and_spread([r.get(key) for r in group], form)
-        for name, group in sorted(groups.items(), key=lambda i: cell(i[1], f"mse@{first} to teacher@10")
-                                  or "~"):
-            cells.append([name, f"{int(group[0]['parameters']):,}", cell(group, "updates",
-                                                                         "{:.0f}").split(" ")[0],
-                          cell(group, "seconds an update", "{:.3f}"),
-                          *(cell(group, f"mse@{n} to teacher@10") for n in steps),
-                          cell(group, f"variance@{first}", "{:.2f}")])
-        columns = ["system", "parameters", "updates", "seconds an update", *(f"MSE@{n}" for n in steps),
-                   f"variance@{first}"]
-        lines.append(f"Equal {budget}\n\n{markdown(columns, cells)}")
-    return "\n\n".join(lines)
+    """The CSV's rows -> Markdown: mean ± standard deviation over seeds, best first."""
+    first, groups, lines = steps[0], {}, []
+    for row in rows:
+        groups.setdefault(row["system"], []).append(row)
+    columns = {"parameters": ("parameters", "{:,.0f}"), "updates": ("updates", "{:.0f}"),
+               "seconds an update": ("seconds an update", "{:.3f}"),
+               **{f"MSE@{n}": (f"mse@{n} to teacher@10", "{:.4f}") for n in steps},
+               f"variance@{first}": (f"variance@{first}", "{:.2f}")}
+    for name, group in groups.items():
+        cells = {title: mean_and_spread([row.get(key) for row in group], form)
+                 for title, (key, form) in columns.items()}
+        cells |= {title: cells[title].split(" ")[0] for title in ("parameters", "updates")}
+        lines.append([name, *cells.values()])
+    best = 1 + list(columns).index(f"MSE@{first}")
+    return markdown(["system", *columns], sorted(lines, key=lambda cells: cells[best] or "~"))
 
 
 # --------------------------------------------------------------------------------------------------- command
@@ -237,7 +183,7 @@ def table(rows, steps):
 
 def arguments():
     """Command-line flags with their reasons."""
-    p = Parser(__doc__, idle=[(flag, "--noise") for flag in ("--only", "--also", "--budgets")])
+    p = Parser(__doc__)
     add = p.add_argument
     add("--data", default="corpus", help="folder of recordings (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
@@ -248,26 +194,32 @@ def arguments():
     add("--only", nargs="+", help="names of systems, or the beginning of a name (default: all)")
     add("--steps", type=count(), nargs="+", default=[1, 2, 4], help="steps of the students (default 1 2 4)")
     add("--seeds", type=count(0), nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
-    add("--budgets", nargs="+", choices=["updates", "seconds"], default=["updates", "seconds"],
-        help="equal number of updates, then equal seconds (default both)")
     add("--max_iters", type=count(), default=300, help="updates of a run (default %(default)s)")
     add("--pool", type=count(), default=64, help="shared teacher trajectories (default %(default)s)")
     add("--count", type=count(), default=16, help="held-out recordings to measure on (default %(default)s)")
     add("--flags", default="", help="further flags for distill.py, as one string: \"--lr 4e-4 --cfg 1.5\"")
-    add("--noise", action="store_true", help="only the gradients' noise, over --pool batches")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     return p.parse_args()
 
 
-def flags_of(a_system, ours, methods, seed):
+def flags_of(system, ours, methods, seed):
     """What distill.py would get on its command line for a system -> its flags, with the system's name."""
-    name, given = a_system
+    name, given = system
     words = [*given, "--seed", seed, "--max_iters", ours.max_iters, "--pool", ours.pool, "--reuse", 10 ** 6,
              "--steps", *ours.steps, *ours.flags.split()]
     flags = distill.arguments(methods, [str(word) for word in words])
     if flags.seed != seed or [flags.method] != given[1:2]:
         raise BadInput(f"--flags \"{ours.flags}\": for --seed and --method use --seeds and --only")
     return argparse.Namespace(**vars(flags), name=name)
+
+
+def shared_batches(teacher, corpus, flags, pool, device):
+    """The batches that all systems of a seed train on, with every state of the teacher, on a grid that every
+    system's step counts divide: progressive always has 4 and 2.
+    """
+    flags = argparse.Namespace(**vars(flags) | dict(steps=sorted({*flags.steps, 2, 4})))
+    source = trajectories(teacher, corpus, flags, True, device)
+    return list(tqdm(itertools.islice(source, pool), "trajectories", pool, leave=False, disable=None))
 
 
 def main():
@@ -277,59 +229,38 @@ def main():
     chosen = {k: v for k, v in names.items() if not ours.only or any(k.startswith(o) for o in ours.only)}
     if not chosen:
         raise BadInput(f"--only {' '.join(ours.only)}: expected one of {'; '.join(names)}")
-    if ours.noise and ours.pool < 2:
-        raise BadInput(f"--pool {ours.pool}: a variance needs two batches or more")
+    seeds = dict.fromkeys(ours.seeds)
+    runs = [flags_of(system, ours, methods, seed) for seed in seeds for system in chosen.items()]
+    for flags in runs:
+        stages(flags)                           # what is refused is refused before anything is trained
     device = pick_device(ours.device)
-    base = {seed: flags_of((DSFLOW, names[DSFLOW]), ours, methods, seed) for seed in ours.seeds}
-    b = load_teacher(ours.teacher, "--teacher", device)
-    corpus, teacher = prepare(ours.data, b.settings, b.lang, b.vocab,
-                              ours.cache), b.model.requires_grad_(False)
-    fixed, w = held_out(corpus, ours.count, device), base[ours.seeds[0]].cfg
-    ours.out.mkdir(parents=True, exist_ok=True)
-    rows = Rows(ours.out / ("noise.csv" if ours.noise else "ablation.csv"))
+    bundle = load_teacher(ours.teacher, "--teacher", device)
+    teacher, w = bundle.model.requires_grad_(False), runs[0].cfg
+    corpus = prepare(ours.data, bundle.settings, bundle.lang, bundle.vocab, ours.cache)
+    fixed = held_out(corpus, ours.count, device)
+    lock = lock_folder(ours.out)                                                  # until this process ends
+    rows = Rows(ours.out / "ablation.csv")
     settings = " ".join(f"--{name} {getattr(ours, name)}" for name in ("data", "teacher", "max_iters", "pool",
                                                                        "count"))
     settings += f" --steps {' '.join(map(str, ours.steps))} {ours.flags}".rstrip()
     settings += f" of {digest(ours.teacher)} {corpus.key}"  # the same names can hold others
-    goals = {f"teacher@{n}": rollout(teacher, fixed, cosine_grid(n), w)[-1] for n in (10, 32)}
-    own = variance(teacher, fixed, cosine_grid(10), w)
-    for seed in ours.seeds:
-        left = [(budget, name) for budget in ours.budgets for name in chosen
-                if not rows.find(system=name, seed=seed, budget=budget, settings=settings)]
-        if not left or (ours.noise and len(rows.find(seed=seed, settings=settings)) == 4):
-            continue
-        # dense, on a grid that every system's step counts divide: progressive always has 4 and 2
-        shared = argparse.Namespace(**vars(base[seed]) | dict(steps=sorted({*ours.steps, 2, 4})))
-        shared.accumulate = 1 if ours.noise else shared.accumulate
-        source = Trajectories(teacher, corpus, shared, True, device, 0)
-        trajectories = [source[i] for i in tqdm(range(ours.pool), "trajectories", leave=False, disable=None)]
-        if ours.noise:
-            rows.rows = [r for r in rows.rows if r not in rows.find(seed=seed, settings=settings)]
-            for row in gradient_noise(teacher, base[seed], trajectories):
-                rows.add(dict(row, seed=seed, settings=settings))
-            continue
-        for budget, name in left:
-            flags = flags_of((name, names[name]), ours, methods, seed)
-            if budget == "seconds":
-                many = pace(flags, base[seed], methods, teacher, trajectories)
-                known = rows.find(system=name, seed=seed, budget="updates", settings=settings)
-                if known and abs(many - 1) < 0.05:
-                    rows.add(dict(known[0], budget=budget))
-                    continue
-                flags.max_iters = max(1, round(flags.max_iters * many))
-            nets, seconds = train(flags, methods, teacher, trajectories)
-            if budget == "updates":
-                keep(nets, flags, methods[flags.method], b, ours.out / "students")
-            row = measure(nets, fixed, goals)
-            row[f"variance@{min(flags.steps)}"] /= own
-            rows.add({"system": name, "seed": seed, "budget": budget, "updates": flags.max_iters,
+    targets = {f"teacher@{n}": rollout(teacher, fixed, cosine_grid(n), w)[-1] for n in (10, 32)}
+    teachers_variance = variance(teacher, fixed, cosine_grid(10), w)
+    for seed in seeds:
+        left = [flags for flags in runs if flags.seed == seed
+                and not rows.find(system=flags.name, seed=seed, settings=settings)]
+        batches = shared_batches(teacher, corpus, left[0], ours.pool, device) if left else []
+        for flags in left:
+            nets, seconds = train(flags, methods, teacher, batches)
+            keep(nets, flags, methods[flags.method], bundle, ours.out / "students")
+            row = measure(nets, fixed, targets)
+            row[f"variance@{min(flags.steps)}"] /= teachers_variance
+            rows.add({"system": flags.name, "seed": seed, "updates": flags.max_iters,
                       "parameters": count_parameters(nets[min(flags.steps)])[0], "seconds an update": seconds,
                       **row, "settings": settings})
-    if not ours.noise:
-        text = table([r for r in rows.find(settings=settings) if r["budget"] in ours.budgets],
-                     sorted(ours.steps))
-        write_text(ours.out / "table.md", text + "\n")
-        print(text)
+    text = table(rows.find(settings=settings), sorted(ours.steps))
+    write_text(ours.out / "table.md", text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

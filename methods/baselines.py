@@ -11,8 +11,8 @@ from common.cli import BadInput, cli
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill import Method, dsflow_loss, interval, main
-from methods.intmeanflow import two_times
+from distill import DRAWS, Method, dsflow_loss, interval, main
+from methods import intmeanflow
 from sample import condition, cosine_grid
 from teacher import frame_mean
 
@@ -34,8 +34,8 @@ def progressive_loss(student, batch, n, nets):
             k = torch.searchsorted(grid, s - 1e-4)                                # (B,) the interval's place
             cond, _ = condition(previous, batch)
             for j in (k, k + 1):                                                  # two steps of half the size
-                when = previous.when(2 * n, grid[j], grid[j + 1])
-                x = x + (grid[j + 1] - grid[j])[:, None, None] * previous(x, when, *cond, batch["mask"])
+                v = previous(x, previous.when(2 * n, grid[j], grid[j + 1]), *cond, batch["mask"])
+                x = x + (grid[j + 1] - grid[j])[:, None, None] * v
         X_e = x
     v = student(X_s, student.when(n, s, e), *condition(student, batch)[0], batch["mask"])
     loss = frame_mean(((v - (X_e - X_s) / (e - s)[:, None, None]) ** 2).mean(-1), batch["todo"])
@@ -50,7 +50,7 @@ def consistency_loss(student, batch, n, nets):
     steps are Euler's, as everywhere here, not Song's re-noising: mind that in its figures at 2 and 4 steps.
     """
     X, grid = batch["states"], batch["grid"]                                      # (K + 1, B, T, M), (K + 1,)
-    i, items = ((len(grid) - 1) * batch["u"][:, 0]).long(), torch.arange(X.shape[1], device=X.device)
+    i, items = ((len(grid) - 1) * batch["u"]["interval"]).long(), torch.arange(X.shape[1], device=X.device)
     x, y, t, r = X[i, items], X[i + 1, items], grid[i], grid[i + 1]               # (B, T, M), (B,)
     with torch.no_grad():
         f_y = y + (1 - r)[:, None, None] * nets["ema"](y, r, *condition(nets["ema"], batch)[0], batch["mask"])
@@ -69,7 +69,7 @@ def meanflow_loss(student, batch, n, nets=None):
     if student.recompute:
         raise BadInput("--recompute: --method meanflow cannot, its forward-mode derivative needs activations")
     X, grid = batch["states"], batch["grid"]                                      # (K + 1, B, T, M), (K + 1,)
-    (i, j), items = two_times(batch, n, same=0.25), torch.arange(X.shape[1], device=X.device)
+    (i, j), items = intmeanflow.two_times(batch, n, same=0.25), torch.arange(X.shape[1], device=X.device)
     z, t, r = X[i, items], grid[i], grid[j]                                       # (B, T, M), (B,)
     v = (X[i + 1, items] - z) / (grid[i + 1] - t)[:, None, None]                  # the guided teacher at z, t
     cond, _ = condition(student, batch)
@@ -84,10 +84,10 @@ def meanflow_loss(student, batch, n, nets=None):
 
 METHODS = {
     # a reflow loss on teacher pairs; t_mf from (0, 1): at 1/2 it never comes near X_s, where sampling asks
-    "velocity": Method(dsflow_loss, ("weak_cfg",), dict(a=0.0, t_mf="uniform")),
+    "velocity": Method(dsflow_loss, ("weak_cfg",), dict(a=0.0, t_mf="uniform"), draws=DRAWS),
     "progressive": Method(progressive_loss),
     "consistency": Method(consistency_loss, time="t", dense=True),
-    "meanflow": Method(meanflow_loss, time="pair", dense=True),
+    "meanflow": Method(meanflow_loss, time="pair", dense=True, draws=intmeanflow.DRAWS),
 }
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def dmd_loss(student, batch, n, nets, anchor=0.1):
     from the same x_t. [ours] anchor: weight of the endpoint term, which keeps a sample at what the teacher
     makes of the same noise; gradients go through all n steps.
     """
-    teacher, fake, w = nets["teacher"], nets["beside"][str(n)], batch["w"]
+    teacher, fake, w = nets["teacher"], nets["auxiliary"][str(n)], batch["w"]
     todo, mask = batch["todo"], batch["mask"]                                     # (B, T)
     x1 = rollout.__wrapped__(student, batch, cosine_grid(n), 0.0)[-1]             # (B, T, M), with gradients
-    e, t = torch.randn_like(x1), 0.02 + 0.96 * batch["u"][:, 0]                   # (B, T, M), (B,)
+    e, t = torch.randn_like(x1), 0.02 + 0.96 * batch["u"]["time"]                   # (B, T, M), (B,)
     left = (1 - t)[:, None, None]
     x_t = (left * e + (1 - left) * x1).detach()
     v_fake = fake(x_t, fake.when(n, t, t), *condition(fake, batch)[0], mask)
@@ -53,7 +53,7 @@ def dmd_loss(student, batch, n, nets, anchor=0.1):
     return matching + anchor * endpoint + flow, dict(matching=matching, endpoint=endpoint, fake=flow)
 
 
-METHODS = {"dmd": Method(dmd_loss, beside=fakes)}
+METHODS = {"dmd": Method(dmd_loss, draws=("time",), auxiliary=fakes)}
 
 if __name__ == "__main__":
     cli(lambda: main(METHODS))

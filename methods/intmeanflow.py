@@ -21,6 +21,9 @@ from teacher import frame_mean
 # ------------------------------------------------------------------------------------------- average velocity
 
 
+DRAWS = ("interval", "pair", "same", "few")     # the random numbers of two_times
+
+
 def two_times(batch, n, same=0.0):
     """Per item two states t <= r of its teacher trajectory -> their numbers i, j (B,), i < K.
 
@@ -28,11 +31,11 @@ def two_times(batch, n, same=0.0):
     others has r = t, the rest is uniform over all pairs.
     """
     K = len(batch["grid"]) - 1
-    u_interval, u_pair, u_same, u_few, *_ = batch["u"].T                          # (B,) each
-    pairs = torch.triu_indices(K + 1, K + 1, 1, device=u_pair.device)             # (2, K (K + 1) / 2)
-    i, j = pairs[:, (pairs.shape[1] * u_pair).long()]
-    j = torch.where(u_same < same, i, j)
-    k, few = (n * u_interval).long(), u_few < 0.5
+    u = batch["u"]                                                                # (B,) each
+    pairs = torch.triu_indices(K + 1, K + 1, 1, device=u["pair"].device)          # (2, K (K + 1) / 2)
+    i, j = pairs[:, (pairs.shape[1] * u["pair"]).long()]
+    j = torch.where(u["same"] < same, i, j)
+    k, few = (n * u["interval"]).long(), u["few"] < 0.5
     return torch.where(few, k * (K // n), i), torch.where(few, (k + 1) * (K // n), j)
 
 
@@ -50,7 +53,7 @@ def intmeanflow_loss(student, batch, n, nets=None):
     return loss, dict(velocity=loss)
 
 
-METHODS = {"intmeanflow": distill.Method(intmeanflow_loss, time="pair", dense=True)}
+METHODS = {"intmeanflow": distill.Method(intmeanflow_loss, time="pair", dense=True, draws=DRAWS)}
 
 # ------------------------------------------------------------------------------------------------------- O3S
 

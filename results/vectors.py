@@ -17,16 +17,16 @@ from common.cli import cli
 from common.files import save_torch
 from common.run import adamw
 
-begin = distill.begin
+make_student = distill.make_student
 
 
 def vectors(flags, method, teacher, init=None):
-    """distill.begin(), whose student has its matrices frozen."""
-    student, nets, _ = begin(flags, method, teacher, init)
+    """distill.make_student(), whose student has its matrices frozen."""
+    student, nets, _ = make_student(flags, method, teacher, init)
     for name, p in student.named_parameters():
         p.requires_grad_(p.dim() < 2 or "token" in name or "proj_out" in name)
     trained = [p for p in student.parameters() if p.requires_grad]
-    return student, nets, adamw([dict(params=trained), dict(params=nets["beside"].parameters(), lr=4e-4)],
+    return student, nets, adamw([dict(params=trained), dict(params=nets["auxiliary"].parameters(), lr=4e-4)],
                                 flags.lr, 0)
 
 
@@ -43,5 +43,5 @@ def main():
     print(f"wrote {out}/small.pt")
 
 
-distill.begin = vectors
+distill.make_student = vectors
 cli(main)

@@ -13,6 +13,9 @@ import torch
 from tqdm import tqdm
 
 from common.cli import BadInput
+from common.files import write_audio
+from common.plots import plot_mels
+from speech.vocoder import load_vocoder
 
 
 def first_line(problem):
@@ -159,3 +162,19 @@ def listen(wavs, texts, rate, ears):
         for name, value in figures.items():
             heard.setdefault(name, []).append(value)
     return heard
+
+
+def present(mels, lengths, settings, out):
+    """Write pictures of the first two sentences and audio of the first, of mels {name: (B, T, M)} with so
+    many frames each -> {name: mean Distill-MOS of all sentences}, {} where that is not installed.
+    """
+    vocoder = load_vocoder(None, settings, next(iter(mels.values())).device)
+    mos, quality = load_judges(["mos"]).get("mos"), {}
+    for name, mel in mels.items():
+        wavs = [vocoder(x[:T], settings) for x, T in zip(mel[:None if mos else 1], lengths)]
+        write_audio(out / f"{name.replace(', w = ', '_w').replace('@', '_at_')}.wav", wavs[0], settings.rate)
+        if mos:
+            quality[name] = mean(mos(at_16_khz(wav, settings.rate)) for wav in wavs)
+    for i in range(min(2, len(lengths))):
+        plot_mels([(name, mel[i, :lengths[i]]) for name, mel in mels.items()], out / f"mels_{i}.png")
+    return quality

@@ -165,17 +165,17 @@ def main(frames=49, batch=16):
         log_loss, loss = losses(net(mel), magnitude)
         (log_loss + loss).backward()
         rate = learning_rate(step, flags.lr, 100, flags.max_iters)
-        run.record(log_loss=log_loss, loss=loss, grad_norm=optimise(optimiser, [rate], step))
-        run.count_update(step)
-        if run.report_due:
+        norm = optimise(optimiser, [rate], step)
+
+        def report():
             with torch.no_grad():
                 log_loss, loss = map(float, losses(net(fixed[0]), fixed[1]))
-            run.report(held_log_loss=log_loss, held_loss=loss)
-        if run.save_due:
+            return dict(held_log_loss=log_loss, held_loss=loss)
+
+        def save():
             half = {name: weight.half() for name, weight in net.state_dict().items()}
             save_torch(flags.out / "vocoder.pt", dict(format=FORMAT, mel=asdict(settings), net=half))
-            run.save()
-        run.end_update()
+        run.finish(step, [dict(log_loss=log_loss, loss=loss, grad_norm=norm)], report, save)
     print(f"wrote {flags.out / 'vocoder.pt'}; hear it: sample.py --vocoder {flags.out / 'vocoder.pt'}")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import distill
+import speech.ears
 from speech import ears
 from measure import evaluate
 import model
@@ -170,7 +171,7 @@ def test_final_table(tmp_path, monkeypatch, w, judges):
     b, student, batch = tiny_bundle(), tiny_bundle(STEP), make_batch((20, 14))
     goal = sample.rollout(b.model, batch, sample.cosine_grid(10), w)[-1]
     systems = {f"student@{n}": (student.model, n, 0.0) for n in (1, 2)}
-    monkeypatch.setattr(distill, "load_judges", lambda *_: judges)
+    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: judges)
     distill.final_table(b.model, systems, batch, goal, w, b.settings, tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line]
     rows = {line[0].strip("| "): line[1:] for line in lines}

@@ -15,6 +15,7 @@ import torch
 
 import data
 import distill
+import speech.ears
 from measure import evaluate
 from networks import f5
 from speech import f5_text
@@ -485,7 +486,7 @@ def test_convert_and_speak(teacher, tmp_path, capsys):
 
 
 def test_its_student_speaks(teacher, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(distill, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
     save_checkpoint(tmp_path / "f5.pt", teacher.b)
     flags = ["--data", make_corpus(tmp_path / "corpus"), "--cache", tmp_path / "cache", "--device", "cpu"]
     flags += ["--max_iters", 2, "--batch_frames", 400, "--steps", 1, 2, "--count", 1, "--bf16", "--recompute"]

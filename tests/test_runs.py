@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import runpy
 import shutil
 import signal
 import statistics
@@ -33,6 +34,7 @@ import model
 from networks import own
 from speech import prepare
 import sample
+import speech.ears
 from measure import speed
 import teacher
 from speech import text
@@ -186,21 +188,25 @@ def test_the_second_interrupt_stops_at_once():
 def test_parts_of_a_batch_hold_each_item_once_and_draw_what_the_whole_draws(monkeypatch):
     batch = {k: v for k, v in make_batch((14, 13, 9, 8, 7)).items() if k not in ("u", "coin")}
     seed = torch.Generator().manual_seed
-    (whole,) = common.run.draw(common.run.parts(batch, 1), 5, seed(3))
+    names = ("interval", "term")
+    (whole,) = common.run.draw(common.run.parts(batch, 1), names, seed(3))
+    (more,) = common.run.draw(common.run.parts(batch, 1), (*names, "chord"), seed(3))
+    assert torch.equal(more["u"]["term"], whole["u"]["term"]) and more["coin"] == whole["coin"]
     for ranks, accumulate in ((1, 3), (2, 2), (8, 1)):
         found = []
         for rank in range(ranks):
             monkeypatch.setattr(common.run, "world", lambda: (rank, ranks))
             mine = common.run.parts(batch, accumulate)
             assert len(mine) == accumulate
-            found += common.run.draw(mine, 5, seed(3))
+            found += common.run.draw(mine, names, seed(3))
         for share in ("frame_share", "symbol_share"):
             assert sum(float(p[share]) for p in found) == pytest.approx(1)
         assert sorted(i for p in found if p["frame_share"] > 0 for i in p["rows"].tolist()) == [0, 1, 2, 3, 4]
         for p in found:
             assert p["mel"].shape[1] == p["mask"].sum(1).max() == p["align"].shape[1]
             assert torch.equal(p["mel"], batch["mel"][p["rows"], :p["mel"].shape[1]])
-            assert torch.equal(p["u"], whole["u"][p["rows"]]) and p["coin"] == whole["coin"]
+            assert list(p["u"]) == ["interval", "term"] and p["coin"] == whole["coin"]
+            assert all(torch.equal(p["u"][name], whole["u"][name][p["rows"]]) for name in names)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"meanflow", "dmd"}))    # a mean over items; draws noise
@@ -214,11 +220,11 @@ def test_accumulation_equals_the_joint_batch(method, monkeypatch):
     monkeypatch.setattr(distill, "ema_update", lambda *_: None)
     start = model.fold(lead, [2, 4, 8]) if method == "progressive" else None
     for parts in (1, 2, 3, 7):
-        student, nets, _ = distill.begin(flags, entry, lead, start)
+        student, nets, _ = distill.make_student(flags, entry, lead, start)
         made = [distill.teacher_states(lead, part, flags.steps, 0.7, 4, entry.dense)
                 for part in common.run.parts(batch, parts)]
         for step in range(6):
-            distill.update(flags, entry, student, nets, None, (made, 5), step)
+            distill.update(flags, entry, student, nets, None, made, step)
         gradients[parts] = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     assert gradients[1].norm() > 1e-3
     for parts in (2, 3, 7):
@@ -237,8 +243,16 @@ def test_accumulated_durations_equal_the_joint_batch():
     assert gradients[0].norm() > 1e-3 and torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def stop_after_update(number, monkeypatch):
+    """As if Ctrl-C came in this update of a run."""
+    class Stop(common.run.Interrupt):
+        updates = itertools.count(1)
+        asked = property(lambda self: next(self.updates) == number, lambda self, _: None)
+    monkeypatch.setattr(common.run, "Interrupt", Stop)
+
+
 @pytest.mark.parametrize("command", ["distill", "teacher"])
-def test_two_processes_equal_one_and_resume_it(trained, tmp_path, command, bare):
+def test_two_processes_equal_one_and_resume_it(trained, tmp_path, command, bare, monkeypatch):
     """Two gloo processes make one process's run to rounding; distill: they continue that of one process."""
     flags = [*trained.flags, "--eval_every", 2]
     flags += (["--init", trained.teacher, "--duration_iters", 0] if command == "teacher" else
@@ -246,7 +260,9 @@ def test_two_processes_equal_one_and_resume_it(trained, tmp_path, command, bare)
     module, more = (teacher, []) if command == "teacher" else (distill, ["--resume"])
     assert run(module, *flags, "--out", tmp_path / "one", "--max_iters", 4) == 0
     if more:
-        assert run(module, *flags, "--out", tmp_path / "two", "--max_iters", 2) == 0
+        with monkeypatch.context() as patch:
+            stop_after_update(2, patch)
+            assert run(module, *flags, "--out", tmp_path / "two", "--max_iters", 4) == 130
     jobs = start_many(tmp_path / "told", 2, command, *flags, "--out", tmp_path / "two", "--max_iters", 4, *more)
     [job.join(300) for job in jobs]
     told = (tmp_path / "told").read_text()
@@ -310,7 +326,7 @@ def test_commands_leave_what_they_promise(trained):
     left = {p.name for p in (trained.tmp / "s").iterdir()}
     assert {"student.pt", "last.pt", "log.csv", "log.png", "table.md", "mels_0.png", "student_at_1.wav"} <= left
     columns, rows = header(trained.tmp / "s")
-    assert {"loss", "grad_norm", "mse@1", "mse@4", "seconds_per_update", "teacher_share"} <= columns and rows == 1
+    assert {"loss", "grad_norm", "mse@1", "mse@4", "seconds_per_update", "teacher_seconds"} <= columns and rows == 1
     taken = {int(name.split("/")[1]) for name in columns if "/" in name}          # what two updates have drawn
     for n in taken:
         both = [f"{term} {k}/{n}" for term in ("endpoint", "velocity") for k in range(1, n + 1)]
@@ -437,17 +453,13 @@ def test_resume_equals_an_uninterrupted_run(trained, tmp_path, module, method, n
     flags += [*("--teacher", trained.of_each[name]), "--pool", 2, "--reuse", 2, "--count", 1, "--method",
               method] if method else ["--backbone", name]
     assert run(module, *flags, "--out", tmp_path / "whole", "--max_iters", 6) == 0
-
-    class StopAfterSaving(common.run.Interrupt):     # as if Ctrl-C came at update 3
-        updates = itertools.count(1)
-        asked = property(lambda self: next(self.updates) == 3, lambda self, _: None)
     with monkeypatch.context() as patch:
-        patch.setattr(common.run, "Interrupt", StopAfterSaving)
+        stop_after_update(3, patch)
         assert run(module, *flags, "--out", tmp_path / "cut", "--max_iters", 6) == 130
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 3
     assert run(module, *flags, "--out", tmp_path / "cut", "--max_iters", 6, "--resume") == 0
     whole, cut = (torch.load(tmp_path / d / "last.pt", weights_only=True) for d in ("whole", "cut"))
-    assert all(torch.equal(whole[part][k], cut[part][k]) for part in {"net", "ema", "beside"} & set(whole)
+    assert all(torch.equal(whole[part][k], cut[part][k]) for part in {"net", "ema", "auxiliary"} & set(whole)
                for k in whole[part])
     rows = [common.files.read_csv(tmp_path / d / "log.csv") for d in ("whole", "cut")]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == ["2", "4", "6"]
@@ -470,7 +482,7 @@ def test_resume_refuses_other_settings(trained, capsys, module, flag, value):
 
 
 def test_an_unguided_target_is_listed_once(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
     assert run(distill, *trained.flags, *trained.of, "--out", tmp_path, "--max_iters", 1, "--steps", 1, "--cfg", 0,
                "--count", 1, "--pool", 1) == 0
     assert (tmp_path / "table.md").read_text().count("teacher@1,") == 1
@@ -509,7 +521,7 @@ def readme_blocks():
 
 def test_a_variant_is_one_short_file(trained, tmp_path, monkeypatch):
     """As a stranger would: a file elsewhere, run by Python; the README's own where it shows one."""
-    monkeypatch.setattr(distill, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
     shown = next((block for block in readme_blocks() if "METHODS" in block), HUBER)
     assert len(shown.splitlines()) <= 20
     (tmp_path / "my_method.py").write_text(shown)
@@ -752,36 +764,32 @@ def test_exit_status_of_a_real_process(tmp_path):
 
 
 def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablation.pace, "__defaults__", (2,))                      # rounds: seconds are not judged here
     words = [*trained.flags[:-2], *trained.of, "--out", tmp_path, "--max_iters", 2, "--pool", 2, "--count", 2]
     both = [*words, "--seeds", 0, 1]
     assert len(ablation.systems(METHODS)) == 8 + len(METHODS) - 2
 
     def rows():
         file = ablation.Rows(tmp_path / "ablation.csv")
-        keys = [(r["system"], r["seed"], r["budget"], r["settings"]) for r in file.rows]
+        keys = [(r["system"], r["seed"], r["settings"]) for r in file.rows]
         assert len(set(keys)) == len(keys)
         return file.rows
     assert run(ablation, *both, "--only", "dual, tokens") == 0
     made = rows()
     lines = (tmp_path / "ablation.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "ablation.csv").write_text("".join(lines[:3]))                    # as if it was cut off here
+    (tmp_path / "ablation.csv").write_text("".join(lines[:2]))                    # as if it was cut off here
     assert run(ablation, *both, "--only", "dual, tokens") == 0
     again = rows()
-    assert len(again) == len(made) == 8 and again[:2] == made[:2]
+    assert len(again) == len(made) == 4 and again[:1] == made[:1]
     key = "mse@1 to teacher@10"
-    assert sorted(r[key] for r in again if r["budget"] == "updates") == sorted(
-        r[key] for r in made if r["budget"] == "updates")                         # the same figures again
-    assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 2
+    assert sorted(r[key] for r in again) == sorted(r[key] for r in made)          # the same figures again
+    assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 1
     kept = {path.name: checkpoint.load_checkpoint(path) for path in (tmp_path / "students").iterdir()}
     assert sorted(kept) == [f"dual_tokens_{weak}_cfg-{seed}.pt" for weak in ("no", "weak") for seed in (0, 1)]
     assert all(b.contract["kind"] == "student" and b.contract["steps"] == [1, 2, 4] for b in kept.values())
     assert run(ablation, *both, "--only", "nothing") == 2 and "--only nothing" in capsys.readouterr().err
-    other = [*both, "--max_iters", 1, "--budgets", "updates", "--only", "dual, tokens, w"]
-    assert run(ablation, *other) == 0 and len(rows()) == 8 + 2                    # other settings, other rows
+    other = [*both, "--max_iters", 1, "--only", "dual, tokens, w"]
+    assert run(ablation, *other) == 0 and len(rows()) == 4 + 2                    # other settings, other rows
     assert (tmp_path / "table.md").read_text().count("\n| dual") == 1
-    assert run(ablation, *words, "--seeds", 0, "--budgets", "seconds", "--only", "velocity") == 0
-    assert int(rows()[-1]["updates"]) >= 1 and rows()[-1]["budget"] == "seconds"
     b = checkpoint.load_checkpoint(trained.teacher)
     b.model.proj_out.bias.data += 1             # another teacher of the same name
     checkpoint.save_checkpoint(tmp_path / "t.pt", b)
@@ -791,23 +799,11 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
     assert run(ablation, *other) == 0 and rows()[-1][key] != rows()[-2][key]
 
 
-def test_ablation_noise_cut_off_within_a_seed_makes_it_again(trained, tmp_path):
-    words = [*trained.flags[:-2], *trained.of, "--out", tmp_path, "--pool", 2, "--count", 2, "--noise", "--seeds", 0, 1]
-    assert run(ablation, *words) == 0
-    made = common.files.read_csv(tmp_path / "noise.csv")
-    assert len(made) == 8 and [r["system"] for r in made].count("endpoint") == 2
-    lines = (tmp_path / "noise.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "noise.csv").write_text("".join(lines[:7]))                       # within the second seed
-    for _ in range(2):                                                            # the second adds nothing
-        assert run(ablation, *words) == 0
-        assert common.files.read_csv(tmp_path / "noise.csv") == made
-
-
 def test_one_step_ablation_serves_progressive_and_a_variant(trained, tmp_path):
     """At --steps 1 the shared trajectories divide by 4 and 2 too, which progressive needs; a file joins the table."""
     (tmp_path / "my_method.py").write_text(HUBER)
     assert run(ablation, *trained.flags[:-2], *trained.of, "--out", tmp_path, "--max_iters", 3, "--pool", 2, "--count",
-               2, "--steps", 1, "--seeds", 0, "--budgets", "updates", "--also", tmp_path / "my_method.py", "--only",
+               2, "--steps", 1, "--seeds", 0, "--also", tmp_path / "my_method.py", "--only",
                "progressive", "huber") == 0
     assert [r["system"] for r in common.files.read_csv(tmp_path / "ablation.csv")] == ["progressive", "huber"]
     assert {"| progressive |", "| huber |"} <= set(re.findall(r"\| [a-z]+ \|", (tmp_path / "table.md").read_text()))
@@ -815,20 +811,37 @@ def test_one_step_ablation_serves_progressive_and_a_variant(trained, tmp_path):
 
 def test_gradient_noise_counts_each_batch_once(monkeypatch):
     """Gradients of known mean and variance: the estimate is unbiased for few batches, too."""
+    noise = runpy.run_path(ROOT / "results" / "noise.py")
     student, estimates, g = torch.nn.Linear(50, 1, bias=False).double(), [], torch.Generator().manual_seed(0)
-    monkeypatch.setattr(ablation, "begin", lambda *_: (student, None, None))
-    monkeypatch.setattr(ablation.distill, "dsflow_loss", lambda net, b, *_, **__: ((net.weight * b["x"]).sum(), {}))
+    monkeypatch.setattr(distill, "dsflow_loss", lambda net, b, *_, **__: ((net.weight * b["x"]).sum(), {}))
     flags = types.SimpleNamespace(seed=0, steps=[1])
     for _ in range(100):                                        # E g = 1 in each of 50 places, Var g = 4
-        batches = [([dict(x=1 + 2 * torch.randn(1, 50, generator=g).double(), rows=torch.arange(1),
-                          mask=torch.ones(1, 1))], 1) for _ in range(8)]
-        estimates.append(ablation.gradient_noise(None, flags, batches)[0])
+        batches = [[dict(x=1 + 2 * torch.randn(1, 50, generator=g).double(), rows=torch.arange(1), joint=1,
+                         mask=torch.ones(1, 1))] for _ in range(8)]
+        estimates.append(noise["gradient_noise"](student, flags, batches)[0])
     variance, relative = ([e[k] for e in estimates] for k in ("variance", "relative"))
     assert sum(variance) / 100 == pytest.approx(4 * 50, rel=0.03)
     assert sum(v / r for v, r in zip(variance, relative)) / 100 == pytest.approx(50, rel=0.03)
-    losses = [float((student.weight * batch["x"]).sum()) for (batch,), _ in batches]
+    losses = [float((student.weight * batch["x"]).sum()) for (batch,) in batches]
     assert estimates[-1]["loss"] == pytest.approx(statistics.mean(losses))
     assert estimates[-1]["loss_deviation"] == pytest.approx(statistics.stdev(losses) / statistics.mean(losses))
+
+
+def test_what_ablation_cannot_do_is_refused_before_it_trains(trained, tmp_path, capsys):
+    words = [*trained.flags[:-2], *trained.of, "--out", tmp_path, "--max_iters", 1, "--pool", 1, "--count", 1]
+    assert run(ablation, *words, "--steps", 3) == 2 and "progressive halves its steps" in one_line(capsys)
+    table = tmp_path / "ablation.csv"
+    for rubbish in ("rubbish", "a,b\n1,2\n", "system,seed,settings,updates\nx,0,y,many\n",
+                    "system,seed,settings\nx,0,y,z\n", "\0\n\0"):
+        table.write_text(rubbish)
+        assert run(ablation, *words, "--only", "velocity") == 2 and str(table) in one_line(capsys)
+        assert table.read_text() == rubbish
+    table.unlink()
+    lock = common.run.lock_folder(tmp_path)
+    assert run(ablation, *words, "--only", "velocity") == 2 and "another run is writing" in one_line(capsys)
+    lock.release()
+    assert run(ablation, *words, "--only", "velocity", "--seeds", 0, 0) == 0
+    assert len(common.files.read_csv(table)) == 1
 
 
 # --------------------------------------------------------------------------------------------- the repository
