@@ -66,7 +66,7 @@ def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, 
     """
     todo, mask, u = batch["todo"], batch["mask"], batch["u"]                      # (B, T), (B, T), (B,) each
     X_s, X_e, s, e, k = interval(batch, n)                                        # (B, T, M), (B,)
-    at_end = u["term"] < a                      # These items supply the endpoint's term, the others the other.
+    at_end = u["term"] < a                      # These items supply the endpoint's term, others the other.
     on_chord = torch.full_like(s, 0.5) if t_mf == "mid" else u["chord"]
     on_chord = on_chord.masked_fill(at_end, 0)  # The endpoint's term asks at the chord's start.
     delta, tau = (e - s)[:, None, None], on_chord[:, None, None]                  # (B, 1, 1)
@@ -302,7 +302,8 @@ def build(flags, method, device):
     student, nets, optimiser = make_student(flags, method, teacher, init)
     allowed = sorted(flags.steps) if method.time == "step" else []              # []: any grid, any step count
     contract = dict(kind="student", steps=allowed, default=min(flags.steps), grid="cosine", cfg=flags.cfg)
-    bundle = replace(bundle, model=nets["ema"], contract=contract, config=vars(flags) | dict(out=str(flags.out)))
+    config = vars(flags) | dict(out=str(flags.out))
+    bundle = replace(bundle, model=nets["ema"], contract=contract, config=config)
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
     print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
           f"target: {teacher_grid(flags.steps, flags.teacher_steps)[0]} teacher steps at w = {flags.cfg:g}")

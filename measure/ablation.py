@@ -75,10 +75,10 @@ class Rows:
                 words = row["system"], row["settings"], row.get("budget")
                 [float(value) for value in row.values() if value not in words and value != ""]
         except (ValueError, KeyError, TypeError, csv.Error):
-            raise BadInput(f"{path}: no table of ablation.py; move it away, or choose another --out") from None
+            raise BadInput(f"{path}: is no table of ablation.py; move it or choose another --out") from None
 
     def find(self, **key):
-        """The rows whose columns have these values, without the equal seconds that older versions measured."""
+        """The rows whose columns have these values; not those of equal seconds, which are older versions'."""
         return [row for row in self.rows if row.get("budget") != "seconds"
                 and all(row.get(name) == str(value) for name, value in key.items())]
 
@@ -99,8 +99,8 @@ def stages(flags):
     if flags.method != "progressive":
         return [flags]
     if math.log2(min(flags.steps)) % 1:
-        raise BadInput(f"--steps {min(flags.steps)}: progressive halves its steps, so the fewest have to be 1, "
-                       "2, 4 and so on; or name other systems by --only")
+        raise BadInput(f"--steps {min(flags.steps)}: progressive halves its steps, so the fewest are 1, 2, "
+                       "4 and so on; or name other systems by --only")
     steps = sorted({2 ** k for k in range(int(math.log2(max(flags.steps))) + 1)} | {4, 2}, reverse=True)
     return [argparse.Namespace(**vars(flags) | dict(steps=[n],
                                                     max_iters=max(1, flags.max_iters // len(steps))))
@@ -125,7 +125,7 @@ def train(flags, methods, teacher, batches):
 
 def keep(nets, flags, method, bundle, folder):
     """Write the students of a system, {steps: network}, as checkpoints NAME-SEED.pt, with -STEPS where each
-    step count has its own. b: the teacher's Bundle.
+    step count has its own. bundle: the teacher's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{re.sub('[^a-z0-9]+', '_', flags.name.lower())}-{flags.seed}"

@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_and_resumes_exactly(monkeypatch, corpus, tmp_p
     flags = ("--data", corpus / "a", corpus / "b", "--eval_every", 3, "--save_every", 3)
     whole = train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 12)
     rows = read_csv(tmp_path / "whole" / "log.csv")
-    assert float(rows[-1]["held_loss"]) < 0.85 * float(rows[0]["held_loss"])
+    assert float(rows[-1]["held_loss"]) < 0.95 * float(rows[0]["held_loss"])
     assert (tmp_path / "whole" / "vocoder.pt").stat().st_size < 4.5e6
 
     class Stop(Exception):
