@@ -5,7 +5,7 @@ text.py     written text -> symbols; markdown.py: what a page does not show; eng
 align.py    how long each symbol of a recording lasts
 corpora.py  folders of recordings as people have them
 prepare.py  those folders -> mels on disk, checked
-vocoder.py  mel -> sound; phases.py: its phases
+vocoder.py  mel -> sound; phases.py: its phases; discriminators.py: what judges it in training
 f5_text.py  how F5-TTS reads text and prompts
 ears.py     what judges audio: words, predicted quality, voice, prosody
 """

@@ -1,6 +1,6 @@
 """Magnitudes -> audio without a network: phases from gradients, then fast Griffin-Lim. Plain Griffin-Lim too.
 
-Shapes: T frames, M mel bands, N samples of a window, H of a hop, F = N / 2 + 1 frequencies, R = N / H.
+Shapes: B batch, T frames, M mel bands, N samples of a window, H of a hop, F = N / 2 + 1 frequencies, R = N / H.
 """
 import math
 from functools import lru_cache
@@ -38,50 +38,52 @@ def griffin_lim(mel, settings, n_iter=60):
 
 
 def first_phases(magnitude, settings):
-    """Magnitudes (T, F) -> phases (T, F): phase gradients (Prusa et al. 2017), summed up peak by peak.
+    """Magnitudes (B, T, F) -> phases (B, T, F): phase gradients (Prusa et al. 2017), summed up peak by peak.
 
     Under a nearly Gaussian window, the log magnitude's slope over frequency is how fast the phase turns over
     time, beside the bin's own frequency; its fall over time is how the phase turns over frequency. A peak of
     the spectrum continues the frame before; the bins on its sides follow it.
     """
     N, H, log = settings.n_fft, settings.hop, (magnitude + FLOOR).log()
-    peak = fn.max_pool1d(log[None], 3, 1, 1, return_indices=True)[1][0]           # climb by one bin,
+    peak = fn.max_pool1d(log, 3, 1, 1, return_indices=True)[1]                    # climb by one bin,
     for _ in range(3):
-        peak = peak.gather(1, peak)                                               # then by 2, 4 and 8
-    wide, bins = 0.24 * N / H, torch.arange(log.shape[1], device=log.device)      # Hann as a Gaussian
-    turn = torch.gradient(log, dim=1)[0] / wide + 2 * math.pi / N * (bins * H % N)           # radians a frame
-    turn = torch.cat([turn[:1], (turn[1:] + turn[:-1]) / 2]).gather(1, peak)
-    fall = (torch.cat([log[:1], log[:-1]]) - torch.cat([log[1:], log[-1:]])) / 2
+        peak = peak.gather(2, peak)                                               # then by 2, 4 and 8
+    wide, bins = 0.24 * N / H, torch.arange(log.shape[2], device=log.device)      # Hann as a Gaussian
+    turn = torch.gradient(log, dim=2)[0] / wide + 2 * math.pi / N * (bins * H % N)           # radians a frame
+    turn = torch.cat([turn[:, :1], (turn[:, 1:] + turn[:, :-1]) / 2], 1).gather(2, peak)
+    fall = (torch.cat([log[:, :1], log[:, :-1]], 1) - torch.cat([log[:, 1:], log[:, -1:]], 1)) / 2
     across = wide * fall - math.pi                                                           # radians a bin
-    across = across.cumsum(1) - across / 2
-    phases = [torch.zeros_like(log[0])]
-    for top, more in zip(peak[1:], (turn + across - across.gather(1, peak))[1:]):
-        phases.append(phases[-1].gather(0, top) + more)
-    return torch.stack(phases)
+    across = across.cumsum(2) - across / 2
+    more = turn + across - across.gather(2, peak)                                 # (B, T, F)
+    phases = [torch.zeros_like(log[:, 0])]
+    for top, step in zip(peak.unbind(1)[1:], more.unbind(1)[1:]):                 # (B, F) each
+        phases.append(phases[-1].gather(1, top) + step)
+    return torch.stack(phases, 1)
 
 
 def fast_griffin_lim(magnitude, settings, n_iter=2, momentum=0.99):
-    """Magnitudes (T, F) -> audio ((T - 1) * H,): Griffin-Lim with momentum (Perraudin et al. 2013).
+    """Magnitudes (B, T, F) -> audio (B, (T - 1) * H): Griffin-Lim with momentum (Perraudin et al. 2013).
 
     From first_phases, 2 iterations sounded as good as 32 from random phases (Distill-MOS, 9 recordings).
-    Windows overlap by whole hops: adding them up here takes a third of the time of torch.istft.
+    Windows overlap by whole hops: adding them up here takes a third of the time of torch.istft. Gradients
+    reach the magnitudes, so a network can be trained through it.
     """
     N, H, R = settings.n_fft, settings.hop, settings.n_fft // settings.hop
-    window = torch.hann_window(N, device=magnitude.device)
+    T, window = magnitude.shape[1], torch.hann_window(N, device=magnitude.device)
 
-    def overlap(frames):                        # (T, N) -> (T + R - 1, H)
-        parts = frames.unflatten(1, (R, H)).unbind(1)
+    def overlap(frames):                        # (..., T, N) -> (..., T + R - 1, H)
+        parts = frames.unflatten(-1, (R, H)).unbind(-2)
         return sum(fn.pad(part, (0, 0, k, R - 1 - k)) for k, part in enumerate(parts))
 
-    def sound(spec):                            # (T, F) -> (T + R - 1, H)
-        return overlap(torch.fft.irfft(spec, N) * window) / envelope
-    envelope = overlap((window ** 2).expand(len(magnitude), N)).clamp(min=1e-3)
-    real = torch.view_as_real(magnitude.to(torch.complex64))                      # (T, F, 2): magnitude, 0
+    def sound(spec):                            # (B, T, F) -> (B, (T + R - 1) * H)
+        return (overlap(torch.fft.irfft(spec, N) * window) / envelope).flatten(1)
+    envelope = overlap((window ** 2).expand(T, N)).clamp(min=1e-3)
+    real = torch.view_as_real(magnitude.to(torch.complex64))                      # (B, T, F, 2): magnitude, 0
     spec = torch.polar(magnitude, first_phases(magnitude, settings))
     before = torch.zeros_like(spec)
     for _ in range(n_iter):
-        now = torch.fft.rfft(sound(spec).flatten().unfold(0, N, H) * window)
+        now = torch.fft.rfft(sound(spec).unfold(1, N, H) * window)
         spec, before = torch.sub(now, before, alpha=momentum / (1 + momentum)), now
-        square = torch.view_as_real(spec * spec.conj()).clamp(min=1e-12)          # abs() is four times slower
+        square = torch.view_as_real(spec * spec.conj()).clamp(min=1e-8)           # abs() is four times slower
         spec = spec * torch.view_as_complex(square.rsqrt() * real)
-    return sound(spec).flatten()[N // 2:N // 2 + (len(magnitude) - 1) * H]
+    return sound(spec)[:, N // 2:N // 2 + (T - 1) * H]

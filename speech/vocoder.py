@@ -2,12 +2,15 @@
 
     python -m speech.vocoder --data corpus                                      train the network
     python -m speech.vocoder --data corpus DIR --init checkpoints/vocoder.pt   on your recordings too
+    python -m speech.vocoder --adversarial --init out/vocoder/vocoder.pt --lr 3e-4 --batch 10 --out out/judged
+
+The first trains magnitudes alone, against those of the recordings. --adversarial goes on through the phases
+and the sound, judged by discriminators.py: magnitudes then allow for what the phases cannot do. Of all that
+was tried for the sound this gained most (results/sound.md).
 
 Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network.
 """
-from common.cli import BadInput, Parser, cli, count, need, number, pick_device
-from common.files import fit_weights, load_torch, save_torch
-
+import copy
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.cli import BadInput, Parser, cli, count, need, number, pick_device
+from common.files import digest, fit_weights, load_torch, save_torch
+from common.run import Run, adamw, claim, ema_update, learning_rate, optimise, seed_update
 from data import MELS, MelSettings, log_mel, mel_spectrogram
 from speech.audio import load_audio
-from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
 from speech.corpora import find_utterances
-from common.run import Run, adamw, claim, learning_rate, optimise, seed_update
+from speech.discriminators import discriminators, generator_losses, hinge_loss, spectral_loss
+from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
 
 WEIGHTS, FORMAT = Path(__file__).parent.parent / "checkpoints" / "vocoder.pt", "dsflow-vocoder-1"
 
@@ -51,11 +57,14 @@ class Vocoder(nn.Module):
         correction = self.write(self.blocks(self.read(mel.mT).mT))
         return blurred(mel, self.settings).clamp(min=FLOOR).log() + correction
 
+    def sound(self, log, n_iter=2):
+        """Log magnitudes (B, T, F), as forward() gives them -> audio (B, (T - 1) * hop)."""
+        return fast_griffin_lim(log.clamp(-9.0, 6.0).exp(), self.settings, n_iter)
+
     @torch.no_grad()
-    def speak(self, mel, settings=None, n_iter=2):
+    def speak(self, mel, settings=None):
         """Normalised log mel (T, M) -> audio ((T - 1) * hop,) float32."""
-        log = self(mel[None].to(self.read.weight))[0].clamp(-9.0, 6.0)
-        return fast_griffin_lim(log.exp(), self.settings, n_iter).cpu().numpy()
+        return self.sound(self(mel[None].to(self.read.weight)))[0].cpu().numpy()
 
 
 def load_net(path, device="cpu"):
@@ -119,11 +128,11 @@ def read_sound(folders, settings, length):
 
 
 def excerpts(sound, starts, length, settings):
-    """Excerpts of so many samples from `starts` on -> normalised log mels (B, T, M), magnitudes (B, T, F)."""
-    wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767
+    """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, T, F), audio (B, N)."""
+    wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767             # (B, N)
     spec = torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
                       pad_mode="reflect", return_complex=True).abs().mT
-    return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), spec
+    return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), spec, wavs
 
 
 def losses(log, magnitude):
@@ -132,13 +141,34 @@ def losses(log, magnitude):
             (log.exp() - magnitude).abs().mean() / magnitude.mean())
 
 
-def main(frames=49, batch=16):
+def judged_losses(judges, log, wavs, net, optimiser, rate, step):
+    """The terms of adversarial training, after an update of the judges -> {name: ()} and theirs, ().
+
+    log (B, T, F): the network's log magnitudes; wavs (B, N): the recordings'. Judges learn first, from the
+    copies that the network makes now.
+    """
+    copies = net.sound(log)                                                       # (B, N)
+    hinge = hinge_loss(judges, wavs, copies)
+    hinge.backward()
+    optimise(optimiser, [rate, rate], step)
+    score, matching = generator_losses(judges, wavs, copies)
+    return dict(spectral=spectral_loss(copies, wavs), score=score, matching=matching), hinge
+
+
+# At a score's weight of 1, copies please the judges and leave the recordings.
+LOSS_WEIGHTS = dict(log_loss=0.5, loss=0.5, spectral=2.0, score=0.15, matching=0.3)
+
+
+def arguments():
+    """Command-line flags with their reasons."""
     p = Parser(__doc__, idle=[("--overwrite", "--resume")])
     add = p.add_argument
-    add("--data", nargs="+", default=["corpus"], help="folders of recordings, see prepare.py (corpus)")
+    add("--data", nargs="+", default=["corpus"], help="folders of recordings (default corpus)")
     add("--out", type=Path, default=Path("out/vocoder"), help="for vocoder.pt and log (default %(default)s)")
     add("--init", help="a vocoder.pt to start from")
+    add("--adversarial", action="store_true", help="train through the phases, judged; wants --init")
     add("--max_iters", type=count(), default=4000, help="updates (default %(default)s)")
+    add("--batch", type=count(), default=16, help="excerpts of 0.8 s per update (default %(default)s)")
     add("--eval_every", type=count(), default=500, help="updates between reports (default %(default)s)")
     add("--save_every", type=count(), default=500, help="updates between checkpoints (default %(default)s)")
     add("--lr", type=number(1e-9, 1), default=2e-3, help="peak learning rate of AdamW (default %(default)s)")
@@ -147,6 +177,13 @@ def main(frames=49, batch=16):
     add("--seed", type=count(0), default=0, help="everything random follows from it (default 0)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     flags = p.parse_args()
+    if flags.adversarial and not flags.init:
+        raise BadInput("--adversarial: goes on from a trained network; give one as --init")
+    return flags
+
+
+def main(frames=49):
+    flags = arguments()
     device = pick_device(flags.device)
     lock = claim(flags)                                                           # until this process ends
     torch.manual_seed(flags.seed)
@@ -155,27 +192,39 @@ def main(frames=49, batch=16):
     sound, held = read_sound(flags.data, settings, length)
     seconds, kept = (len(x) / settings.rate for x in (sound, held))
     print(f"{seconds / 60:.1f} min to train on, {kept:.0f} s held out")
-    optimiser = adamw(net.to(device).train().parameters(), flags.lr, 0.01)
-    run = Run(flags, device, dict(net=net), optimiser, vars(flags))
+    ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
+    judges = discriminators().to(device) if flags.adversarial else torch.nn.ModuleList()
+    optimiser = adamw([dict(params=net.parameters()), dict(params=judges.parameters())], flags.lr, 0.01)
+    recipe = dict(vars(flags), sound=zlib.crc32(sound.numpy().tobytes()),
+                  init=flags.init and digest(flags.init))
+    run = Run(flags, device, dict(net=net, ema=ema, judges=judges), optimiser, recipe)
     starts = range(0, len(held) - length, len(held) // 64)
     fixed = [x.to(device) for x in excerpts(held, starts, length, settings)]
     for step in run.steps("vocoder"):
-        starts = torch.randint(len(sound) - length, (batch,), generator=seed_update(flags.seed, step))
-        mel, magnitude = (x.to(device) for x in excerpts(sound, starts.tolist(), length, settings))
-        log_loss, loss = losses(net(mel), magnitude)
-        (log_loss + loss).backward()
-        rate = learning_rate(step, flags.lr, 100, flags.max_iters)
-        norm = optimise(optimiser, [rate], step)
+        starts = torch.randint(len(sound) - length, (flags.batch,), generator=seed_update(flags.seed, step))
+        mel, magnitude, wavs = (x.to(device) for x in excerpts(sound, starts.tolist(), length, settings))
+        rate, log = learning_rate(step, flags.lr, 100, flags.max_iters), net(mel)
+        terms = dict(zip(("log_loss", "loss"), losses(log, magnitude)))
+        if flags.adversarial:
+            more, hinge = judged_losses(judges, log, wavs, net, optimiser, rate, step)
+            terms |= more
+        weights = LOSS_WEIGHTS if flags.adversarial else dict.fromkeys(terms, 1.0)
+        sum(weights[name] * term for name, term in terms.items()).backward()
+        terms |= dict(hinge=hinge) if flags.adversarial else {}
+        terms["grad_norm"] = optimise(optimiser, [rate, rate], step)
+        ema_update(ema, net, step, 0.995)
 
         def report():
             with torch.no_grad():
-                log_loss, loss = map(float, losses(net(fixed[0]), fixed[1]))
-            return dict(held_log_loss=log_loss, held_loss=loss)
+                log = ema(fixed[0])
+                log_loss, loss = losses(log, fixed[1])
+                heard = spectral_loss(ema.sound(log), fixed[2])
+            return dict(held_log_loss=float(log_loss), held_loss=float(loss), held_spectral_loss=float(heard))
 
         def save():
-            half = {name: weight.half() for name, weight in net.state_dict().items()}
+            half = {name: weight.half() for name, weight in ema.state_dict().items()}
             save_torch(flags.out / "vocoder.pt", dict(format=FORMAT, mel=asdict(settings), net=half))
-        run.finish(step, [dict(log_loss=log_loss, loss=loss, grad_norm=norm)], report, save)
+        run.finish(step, [terms], report, save)
     print(f"wrote {flags.out / 'vocoder.pt'}; hear it: sample.py --vocoder {flags.out / 'vocoder.pt'}")
 
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from speech import phases
+from speech import discriminators, phases
 from speech import vocoder
 from common.cli import BadInput
 from common.files import read_csv
@@ -17,6 +17,7 @@ from data import MelSettings, mel_spectrogram
 from speech.audio import load_audio
 
 MELS = MelSettings()
+NET = vocoder.Vocoder
 RECORDINGS = sorted((ROOT / "eval").glob("**/*.opus"))
 
 
@@ -49,8 +50,8 @@ def corpus(tmp_path_factory):
 
 
 def train(monkeypatch, out, *words):
-    monkeypatch.setattr(sys, "argv", ["vocoder.py", "--out", str(out), "--device", "cpu", *map(str, words)])
-    vocoder.main(batch=4)
+    monkeypatch.setattr(sys, "argv", ["vocoder.py", "--out", str(out), "--device", "cpu", "--batch", "4", *map(str, words)])
+    vocoder.main()
     return vocoder.load_net(out / "vocoder.pt")
 
 
@@ -85,9 +86,9 @@ def test_shapes_and_determinism():
 def test_phases_find_the_sound_of_true_magnitudes():
     """Phase gradients alone are as close as Griffin-Lim gets in 16 iterations; iterations bring it closer."""
     magnitude = magnitudes(voiced(2))
-    far = [convergence(phases.fast_griffin_lim(magnitude, MELS, n), magnitude) for n in (0, 4, 16)]
+    far = [convergence(phases.fast_griffin_lim(magnitude[None], MELS, n)[0], magnitude) for n in (0, 4, 16)]
     assert far[0] < -25 and far[1] < far[0] - 1 and far[2] < far[1], far
-    silence = phases.fast_griffin_lim(torch.zeros(20, 513), MELS, 4)
+    silence = phases.fast_griffin_lim(torch.zeros(1, 20, 513), MELS, 4)
     assert silence.abs().max() < 1e-3
 
 
@@ -95,8 +96,8 @@ def test_own_transforms_are_torchs(monkeypatch):
     """Phases that are right stay right: the sound comes back, and torch.istft would have made it."""
     wav = torch.as_tensor(voiced(1))
     spec = torch.stft(wav, 1024, 256, window=torch.hann_window(1024), return_complex=True)
-    monkeypatch.setattr(phases, "first_phases", lambda magnitude, settings: spec.angle().T)
-    made = phases.fast_griffin_lim(spec.abs().T.contiguous(), MELS, 2)
+    monkeypatch.setattr(phases, "first_phases", lambda magnitude, settings: spec.angle().T[None])
+    made = phases.fast_griffin_lim(spec.abs().T[None].contiguous(), MELS, 2)[0]
     assert (made - wav[:len(made)]).abs()[600:-600].max() < 1e-3
 
 
@@ -126,6 +127,50 @@ def test_training_lowers_the_loss_and_resumes_exactly(monkeypatch, corpus, tmp_p
     further = train(monkeypatch, tmp_path / "further", *flags, "--max_iters", 1, "--lr", 1e-6,
                     "--init", tmp_path / "whole" / "vocoder.pt")
     assert (further.read.weight - whole.read.weight).abs().max() < 1e-4
+
+
+def test_gradients_reach_magnitudes_through_the_phases():
+    log = torch.randn(2, 9, 513, requires_grad=True)
+    tiny().sound(log).square().mean().backward()
+    assert log.grad.isfinite().all() and (log.grad.abs() > 0).float().mean() > 0.9
+
+
+def test_judges_tell_noise_from_recordings_and_hold_still_for_copies():
+    torch.manual_seed(0)
+    real = torch.as_tensor(voiced(1))[None, :12288].repeat(2, 1)
+    judges = discriminators.discriminators()
+    optimiser = torch.optim.Adam(judges.parameters(), 2e-3)
+    for _ in range(30):
+        loss = discriminators.hinge_loss(judges, real, 0.1 * torch.randn(2, 12288))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 3                             # 6: they cannot tell
+    optimiser.zero_grad()
+    copy = (0.1 * torch.randn(2, 12288)).requires_grad_()
+    score, matching = discriminators.generator_losses(judges, real, copy)
+    (score + matching).backward()
+    assert copy.grad.abs().sum() > 0 and all(p.grad is None and p.requires_grad for p in judges.parameters())
+    assert discriminators.generator_losses(judges, real, real)[1] < 1e-6 and discriminators.spectral_loss(real, real) < 1e-6
+
+
+def test_adversarial_training_runs_and_refuses_another_start(monkeypatch, corpus, tmp_path):
+    monkeypatch.setattr(vocoder, "Vocoder", lambda settings: NET(settings, 16, 1))
+    flags = ("--data", corpus / "a", "--eval_every", 2, "--save_every", 2, "--batch", 2)
+    train(monkeypatch, tmp_path / "first", *flags, "--max_iters", 2)
+    flags += ("--adversarial", "--init", tmp_path / "first" / "vocoder.pt", "--lr", 1e-4)
+    whole = train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 4)
+    with pytest.raises(BadInput, match="--init"):
+        train(monkeypatch, tmp_path / "alone", *flags[:8], "--adversarial")
+    rows = read_csv(tmp_path / "whole" / "log.csv")
+    assert {"hinge", "score", "matching", "held_spectral_loss"} < set(rows[-1])
+    state = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
+    assert state["judges"] and state["step"] == 4
+    (tmp_path / "first" / "vocoder.pt").write_bytes((tmp_path / "whole" / "vocoder.pt").read_bytes())
+    gc.collect()
+    with pytest.raises(BadInput, match="made with another init"):
+        train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 5, "--resume")
+    assert whole.read.weight.isfinite().all()
 
 
 def test_wrong_input_is_one_line(monkeypatch, corpus, tmp_path):
