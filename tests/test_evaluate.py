@@ -20,7 +20,7 @@ from measure import speed
 from networks.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import BadInput
 from common.files import read_csv
-from conftest import ROOT, SMALL, STEP, make_batch, make_corpus, run, tiny_bundle, write_wav
+from conftest import SMALL, STEP, make_batch, make_corpus, run, tiny_bundle, write_wav
 from data import MelSettings, mel_spectrogram
 from speech import prepare
 
