@@ -48,6 +48,7 @@ TABLES = {
         ("Distill-MOS, 1 step", "networks.csv", "Distill-MOS@1", "{:.2f}"),
         ("Distill-MOS, 4 steps", "networks.csv", "Distill-MOS@4", "{:.2f}")]),
 }
+PILOTS = {"results/failed.md": "what did not help?", "results/sound.md": "what made it sound better?"}
 
 
 def table(page):
@@ -75,7 +76,7 @@ def pilots(question):
 
 def with_tables(page, text):
     """The text of a page, its table put in anew, which is found by its first line."""
-    made = pilots("what did not help?") if page == "results/failed.md" else table(page)
+    made = pilots(PILOTS[page]) if page in PILOTS else table(page)
     before, start, after = text.partition(made.split("\n")[0] + "\n")
     rest = after.split("\n")
     while rest and rest[0].startswith("|"):
@@ -98,7 +99,7 @@ def with_lines(text):
 
 
 if __name__ == "__main__":
-    for page in (*TABLES, "results/failed.md"):
+    for page in (*TABLES, *PILOTS):
         path = HERE.parent / page
         text = with_tables(page, path.read_text(encoding="utf-8"))
         write_text(path, with_lines(text) if page == "README.md" else text)
