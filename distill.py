@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple
 import torch
 
 from common.cli import BadInput, Parser, cli, count, in_turn, number, pick_device, processor, synchronise
-from common.files import digest, markdown, write_text
+from common.files import digest
 from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, is_main_process,
                         join, learning_rate, optimise, parts, pooled, seed_update)
 from data import batch_indices, collate
@@ -181,29 +181,20 @@ def final_table(teacher, students, batch, target, w, settings, out):
     """Print and write table.md, mel pictures and audio: the teacher in 10 steps, whose mels are the target
     (B, T, M), and in one, then students {name: (model, steps, w)}. batch: see teacher.held_out().
     """
-    systems = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))} | students
-    lengths, L = batch["mask"].sum(1).tolist(), int((batch["text"][0] > 0).sum())
-    sentence = {name: batch[name][:1, :lengths[0]] for name in ("align", "x0")}
-    rtf = flow_rtf(systems, dict(sentence, text=batch["text"][:1, :L], mask=None), settings, 5)
-    mels, rows = {"recording": batch["mel"]}, {}
+    teachers = {f"teacher@{n}, w = {v:g}": (teacher, n, v) for n, v in ((10, w), (1, w), (1, 0.0))}
+    systems = teachers | students
+    T, L = int(batch["mask"][0].sum()), int((batch["text"][0] > 0).sum())
+    first = dict(text=batch["text"][:1, :L], align=batch["align"][:1, :T], x0=batch["x0"][:1, :T], mask=None)
+    rtf, mels, rows = flow_rtf(systems, first, settings, 5), {"recording": batch["mel"]}, {}
     for name, (model, n, v) in systems.items():
         mels[name] = rollout(model, batch, cosine_grid(n), v)[-1]
-        mse = distance(mels[name], target, batch["todo"])
-        rows[name] = [n * (2 if v else 1), *(f"{size:,}" for size in count_parameters(model)), f"{mse:.4f}",
-                      f"{statistics.median(rtf[name]):.4f}"]
-    columns = ["model", "network calls", "parameters", "for time", "mel MSE to teacher@10", "flow RTF"]
-    note = (f"Mel MSE: normalised units, {len(lengths)} held-out utterances, same noise. Flow RTF: text "
+        total, for_time = (f"{size:,}" for size in count_parameters(model))
+        rows[name] = {"network calls": n * (2 if v else 1), "parameters": total, "for time": for_time,
+                      "mel MSE to teacher@10": f"{distance(mels[name], target, batch['todo']):.4f}",
+                      "flow RTF": f"{statistics.median(rtf[name]):.4f}"}
+    note = (f"Mel MSE: normalised units, {len(target)} held-out utterances, same noise. Flow RTF: text "
             f"branch and network, no vocoder, one sentence, median of 5 turns. {processor(target.device)}.")
-    quality = present(mels, lengths, settings, out)
-    if quality:
-        rows = {"recording": [""] * 5} | rows
-        rows = {name: [*cells, f"{quality[name]:.2f}"] for name, cells in rows.items()}
-        columns.append("Distill-MOS")
-        note += " Distill-MOS: predicted quality, 1 to 5; the first quarter of each sentence is recorded."
-    titles = {"recording": "recording -> mel -> vocoder"}
-    table = markdown(columns, [[titles.get(name, name), *cells] for name, cells in rows.items()])
-    print(f"\n{table}\n\n{note}")
-    write_text(out / "table.md", f"{table}\n\n{note}\n")
+    present(rows, note, mels, batch["mask"].sum(1).tolist(), settings, out)
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -349,9 +340,9 @@ def main(methods=METHODS):
     for step in run.steps("distill"):
         start = clock.perf_counter()
         batch = next(batches)
-        waited = torch.tensor(clock.perf_counter() - start)
+        waited = dict(teacher_seconds=torch.tensor(clock.perf_counter() - start))
         terms = update(flags, method, setup.student, setup.nets, setup.optimiser, batch, step)
-        run.finish(step, [*terms, dict(teacher_seconds=waited)],
+        run.finish(step, [*terms, waited],
                    report=lambda: {f"mse@{n}": mse(ema, n, 0.0) for n in sorted(flags.steps)},
                    save=lambda: save_checkpoint(flags.out / "student.pt", setup.bundle))
     if is_main_process():

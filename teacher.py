@@ -5,26 +5,25 @@
 
 Clock and shapes: see model.py.
 """
-from common.cli import BadInput, Parser, cli, count, number, pick_device
-from common.files import digest, write_audio
-from common.plots import plot_mels
-
-import collections
 import copy
 import itertools
 import math
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 
-from networks.checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
+from common.cli import BadInput, Parser, cli, count, number, pick_device
+from common.files import digest, write_audio
+from common.plots import plot_mels
+from common.run import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
+                        optimise, parts, seed_update)
 from data import MelSettings, batch_indices, collate
 from model import SIZES, DurationPredictor, count_parameters
-from speech.corpora import counted
-from speech.prepare import prepare
+from networks.checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
 from sample import cosine_grid, noise, rollout
-from common.run import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
-                   optimise, parts, seed_update)
+from speech.corpora import counted
+from speech.prepare import pick_voices, prepare
 from speech.vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------- the objective
@@ -111,20 +110,6 @@ def report_held_out(bundle, batch, flags, name):
     return dict(held_loss=float(flow), held_duration_loss=float(duration))
 
 
-def pick_voices(corpus, seconds=3.0, most=16):
-    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name, those
-    with most recordings first; of at most so many, since they travel in every checkpoint.
-    """
-    best = {}                                   # speaker -> (distance to that length, utterance)
-    for i in corpus.train:
-        off = abs(3600 * corpus.hours([i]) - seconds)
-        best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
-    heard = collections.Counter(corpus.speakers[i] for i in corpus.train).most_common(most)
-    return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
-                                     durations=corpus.durations[i].clone())
-            for speaker, i in ((speaker, best[speaker][1]) for speaker, _ in heard)}
-
-
 # ---------------------------------------------------------------------------------------------------- command
 
 
@@ -149,8 +134,16 @@ def arguments():
     return p.parse_args()
 
 
+class Setup(NamedTuple):
+    """What a run has: a network and a duration predictor to train, their average, which its Bundle saves."""
+    net: torch.nn.ModuleDict
+    ema: torch.nn.ModuleDict
+    corpus: object
+    bundle: Bundle
+
+
 def build(flags, device):
-    """The corpus, the network to train, its average, and the Bundle around the average that will be saved."""
+    """What the flags say -> Setup."""
     init = load_teacher(flags.init, "--init") if flags.init else None
     if init and not init.duration:
         raise BadInput(f"--init {flags.init}: F5-TTS has no duration predictor; only distill.py takes it")
@@ -171,23 +164,17 @@ def build(flags, device):
     print(f"{flags.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held "
           f"out, skipped: {counted(corpus.skipped) or 'nothing'}")
     print(f"{total:,} parameters, {conditioning:,} of them for time")
-    return corpus, net, ema, bundle
+    return Setup(net, ema, corpus, bundle)
 
 
-def draw_batch(corpus, order, flags, step, device):
-    """The recordings of update `step`, by their places in `order` among those to train on, with all that is
-    drawn for them -> a joint batch on the device.
-    """
-    g = seed_update(flags.seed, step)
-    batch = infill(collate(corpus, [corpus.train[i] for i in order]), g, flags.p_noref, flags.p_nothing)
+def update(flags, setup, optimiser, items, step, device):
+    """One update by the recordings numbered `items` among those to train on -> the terms of each part."""
+    net, ema, corpus, _ = setup
+    g, terms = seed_update(flags.seed, step), []
+    batch = infill(collate(corpus, [corpus.train[i] for i in items]), g, flags.p_noref, flags.p_nothing)
     batch["t"] = torch.rand(len(batch["mel"]), generator=g)                       # (B,)
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def update(flags, net, ema, optimiser, batch, step):
-    """One update of network and duration predictor, and of their average ema -> the terms of each part."""
-    timing, terms = step < flags.duration_iters, []                               # durations are done early
-    for part in parts(batch, flags.accumulate):
+    timing = step < flags.duration_iters                                          # durations are done early
+    for part in parts({k: v.to(device) for k, v in batch.items()}, flags.accumulate):
         flow, by_time = cfm_loss(net["model"], part, part["t"])
         loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
         if timing:
@@ -207,7 +194,7 @@ def main():
     join()
     device = pick_device(flags.device)
     lock = claim(flags)                                                           # until this process ends
-    corpus, net, ema, bundle = build(flags, device)
+    net, ema, corpus, bundle = setup = build(flags, device)
     optimiser = adamw([dict(params=net[name].parameters()) for name in ("model", "duration")], flags.lr, 0.01)
     run = Run(flags, device, dict(net=net, ema=ema), optimiser,
               dict(vars(flags), model=asdict(net["model"].config), corpus=corpus.key,
@@ -216,8 +203,7 @@ def main():
     order = itertools.islice(batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed),
                              run.first, None)
     for step in run.steps("teacher"):
-        batch = draw_batch(corpus, next(order), flags, step, device)
-        terms = update(flags, net, ema, optimiser, batch, step)
+        terms = update(flags, setup, optimiser, next(order), step, device)
         run.finish(step, terms, lambda: report_held_out(bundle, fixed, flags, f"step{step + 1:06d}"),
                    lambda: save_checkpoint(flags.out / "teacher.pt", bundle))
     path = flags.out / "teacher.pt"

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from common.cli import BadInput
-from common.files import write_audio
+from common.files import markdown, write_audio, write_text
 from common.plots import plot_mels
 from speech.vocoder import load_vocoder
 
@@ -164,17 +164,27 @@ def listen(wavs, texts, rate, ears):
     return heard
 
 
-def present(mels, lengths, settings, out):
-    """Write pictures of the first two sentences and audio of the first, of mels {name: (B, T, M)} with so
-    many frames each -> {name: mean Distill-MOS of all sentences}, {} where that is not installed.
+def present(rows, note, mels, lengths, settings, out):
+    """Print and write table.md, write pictures of the first two sentences and audio of the first.
+
+    rows {name: {column: cell}}; note: what stands under the table; mels {name: (B, T, M)} with so many frames
+    each, of the rows and of the "recording". Where Distill-MOS is installed, its mean over all sentences is
+    the last column, and the recording, by the vocoder, the first row.
     """
-    vocoder = load_vocoder(None, settings, next(iter(mels.values())).device)
-    mos, quality = load_judges(["mos"]).get("mos"), {}
+    vocoder = load_vocoder(None, settings, mels["recording"].device)
+    mos = load_judges(["mos"]).get("mos")
+    if mos:
+        rows = {"recording": dict.fromkeys(next(iter(rows.values())), "")} | rows
+        note += " Distill-MOS: predicted quality, 1 to 5; the first quarter of each sentence is recorded."
     for name, mel in mels.items():
         wavs = [vocoder(x[:T], settings) for x, T in zip(mel[:None if mos else 1], lengths)]
         write_audio(out / f"{name.replace(', w = ', '_w').replace('@', '_at_')}.wav", wavs[0], settings.rate)
         if mos:
-            quality[name] = mean(mos(at_16_khz(wav, settings.rate)) for wav in wavs)
+            rows[name]["Distill-MOS"] = f"{mean(mos(at_16_khz(wav, settings.rate)) for wav in wavs):.2f}"
     for i in range(min(2, len(lengths))):
         plot_mels([(name, mel[i, :lengths[i]]) for name, mel in mels.items()], out / f"mels_{i}.png")
-    return quality
+    titles = {"recording": "recording -> mel -> vocoder"}
+    table = markdown(["model", *next(iter(rows.values()))],
+                     [[titles.get(name, name), *cells.values()] for name, cells in rows.items()])
+    print(f"\n{table}\n\n{note}")
+    write_text(out / "table.md", f"{table}\n\n{note}\n")

@@ -11,9 +11,11 @@ from common.cli import BadInput, Parser, cli
 from common.files import whole
 from common.plots import pyplot
 
+import collections
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -235,6 +237,20 @@ def durations_of(path, frames, ids, settings, lang, vocab):
     def features(i):
         return cepstra(torch.from_numpy(memory[start[i]:start[i] + frames[i]].astype(np.float32)))
     return align_corpus(features, frames, ids, len(vocab), reader.pauses(vocab, lang))
+
+
+def pick_voices(corpus, seconds=3.0, most=16):
+    """One training recording of each speaker, nearest to `seconds` long -> ready voice prompts by name, those
+    with most recordings first; of at most so many, since they travel in every checkpoint.
+    """
+    best = {}                                   # speaker -> (distance to that length, utterance)
+    for i in corpus.train:
+        off = abs(3600 * corpus.hours([i]) - seconds)
+        best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
+    heard = collections.Counter(corpus.speakers[i] for i in corpus.train).most_common(most)
+    return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
+                                     durations=corpus.durations[i].clone())
+            for speaker, i in ((speaker, best[speaker][1]) for speaker, _ in heard)}
 
 
 # ---------------------------------------------------------------------------------------------------- command

@@ -1,7 +1,10 @@
 """What real texts, runs and files do to the program, kind by kind: python -m pytest -q test_faults.py"""
 import io
+import os
 import signal
+import subprocess
 import sys
+import threading
 import time as clock
 import types
 
@@ -362,3 +365,88 @@ def test_ablation_takes_any_steps_and_refuses_what_mislabels(trained, tmp_path, 
     for flags in ("--seed 5", "--method endpoint"):
         assert run(ablation, *words, "--out", tmp_path / "b", "--flags", flags) == 2
         said(capsys, "--flags")
+
+
+# ------------------------------------------------------------------------------------------- the state of a run
+
+
+@pytest.mark.parametrize("name", ["teacher.pt", "student.pt", "vocoder.pt"])
+def test_resume_without_a_state_does_not_train_over_a_checkpoint(trained, tmp_path, capsys, bare, name):
+    (tmp_path / name).write_bytes(trained.teacher.read_bytes())
+    assert run(teacher, *trained.flags, "--out", tmp_path, "--max_iters", 1, "--resume") == 2
+    said(capsys, ["--resume", name, "no last.pt", "--overwrite"])
+    assert (tmp_path / name).read_bytes() == trained.teacher.read_bytes()
+
+
+def broken_states():
+    """Name -> what is done to a last.pt."""
+    def average(name, change):
+        def act(state):
+            averages = state["optimiser"]["state"][0]
+            averages[name] = change(averages[name])
+        return act
+    return {"negative": lambda s: s.update(step=-1), "words": lambda s: s.update(step="many"),
+            "share": lambda s: s.update(step=1.5), "short": average("exp_avg", lambda x: x.flatten()[:1].clone()),
+            "long": average("exp_avg_sq", lambda x: torch.cat([x, x])), "count": average("step", lambda x: x.repeat(3)),
+            "nan": average("exp_avg", lambda x: x * torch.nan), "whole": average("exp_avg", lambda x: x.long()),
+            "other": average("exp_avg", lambda x: "a word"), "absent": lambda s: s["optimiser"]["state"][0].pop("exp_avg"),
+            "extra": lambda s: s["optimiser"]["state"].update({10 ** 6: {}}), "none": lambda s: s.pop("optimiser"),
+            "list": lambda s: s.update(optimiser=[1, 2]), "inner": lambda s: s["optimiser"].update(state=[])}
+
+
+@pytest.mark.parametrize("kind", broken_states())
+def test_a_broken_state_is_refused(trained, tmp_path, capsys, bare, kind):
+    for name in ("last.pt", "teacher.pt", "log.csv"):
+        (tmp_path / name).write_bytes((trained.tmp / "t" / name).read_bytes())
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    broken_states()[kind](state)
+    torch.save(state, tmp_path / "last.pt")
+    assert run(teacher, *trained.flags, "--out", tmp_path, "--max_iters", 3, "--resume") == 2
+    said(capsys, ["--resume", "last.pt", "--overwrite"])
+
+
+@pytest.mark.parametrize("rubbish", [b"step,loss\nmany,1\n", b"loss\n1\n", b"step,loss\n1,2,3\n", b"step,loss\n1\n",
+                                     b"step,loss\n2,high\n", b"\xff\xfe\x00", b"a\n\x00\n"])
+def test_a_log_of_rubbish_is_refused(trained, tmp_path, capsys, bare, rubbish):
+    for name in ("last.pt", "teacher.pt"):
+        (tmp_path / name).write_bytes((trained.tmp / "t" / name).read_bytes())
+    (tmp_path / "log.csv").write_bytes(rubbish)
+    assert run(teacher, *trained.flags, "--out", tmp_path, "--max_iters", 3, "--resume") == 2
+    said(capsys, ["log.csv", "--resume"])
+    assert (tmp_path / "log.csv").read_bytes() == rubbish
+
+
+def test_a_warm_up_that_would_not_end_is_shortened(trained, tmp_path, capsys, bare):
+    assert [common.run.learning_rate(step, 1.0, 200, 100) for step in (0, 9, 10)] == [0.1, 1.0, 1.0]
+    assert common.run.learning_rate(0, 1.0, 20, 100) == 0.05                      # one that ends stays
+    flags = [*trained.flags, "--out", tmp_path, "--warmup", 20]
+    assert run(teacher, *flags, "--max_iters", 2) == 0
+    assert "--warmup 20" in capsys.readouterr().out
+    assert run(teacher, *flags, "--max_iters", 30, "--eval_every", 30, "--save_every", 30, "--resume") == 0
+    assert "--warmup" not in capsys.readouterr().out                              # the flag itself stays as it was
+
+
+def test_a_command_runs_in_a_thread(trained, tmp_path, bare):
+    """Only the main thread may ask for signals; a run elsewhere does without them."""
+    found = []
+    words = [*trained.flags, "--out", tmp_path, "--max_iters", 1]
+    thread = threading.Thread(target=lambda: found.append(run(teacher, *words)))
+    thread.start()
+    thread.join()
+    assert found == [0] and (tmp_path / "teacher.pt").is_file()
+
+
+def test_a_log_file_gets_each_line_at_once(tmp_path):
+    """As `nohup python teacher.py > log` needs it, without PYTHONUNBUFFERED."""
+    (tmp_path / "command.py").write_text("from common.cli import cli\n"
+                                         "cli(lambda: (print('begun'), __import__('time').sleep(600)))\n")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | dict(PYTHONPATH=str(ROOT))
+    with open(tmp_path / "log", "w") as log:
+        job = subprocess.Popen([sys.executable, tmp_path / "command.py"], stdout=log, env=env)
+    try:
+        while "begun" not in (tmp_path / "log").read_text() and job.poll() is None:
+            clock.sleep(0.1)
+        assert job.poll() is None               # it has not ended, and yet its first line is there
+    finally:
+        job.kill()
+        job.wait()
