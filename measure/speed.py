@@ -1,23 +1,22 @@
 """How fast and how large: what a real-time factor (RTF) is here, and tables of teacher and one-step student.
 
     python -m measure.speed                                     on the machine at hand; minutes
-    python -m measure.speed --sizes base --seconds 5 --batch 1 --bf16 --compile --profile
+    python -m measure.speed --sizes base --seconds 5 --batch 1 --bf16 --compile
 
 Random weights in the shapes of SIZES: time does not depend on their values. Teacher: 10 steps with guidance,
 20 network calls; student: 1 step, 1 call, without. The way on to sound, of real checkpoints: evaluate.py.
 """
-from common.cli import Parser, cli, count, in_turn, number, pick_device, processor
-from common.files import markdown
-
+import itertools
 import statistics
-import sys
 from functools import partial
 
 import torch
 
+from common.cli import Parser, cli, count, in_turn, number, pick_device, processor
+from common.files import markdown
 from data import MelSettings
-from model import SIZES, DiT, DiTConfig, count_parameters, fold
 from distill import flow_rtf
+from model import SIZES, DiT, DiTConfig, fold
 
 RATE = 14                                       # symbols a second
 
@@ -50,13 +49,6 @@ def make_batch(batch, seconds, settings, device):
     return {k: v if v is None else v.to(device) for k, v in made.items()}
 
 
-def bandwidth(device, mib=256):
-    """Bytes a second that a copy reads and writes, best of 5."""
-    source = torch.ones(mib * 2**18, device=device)
-    target = torch.empty_like(source)
-    return 2 * mib * 2**20 / min(in_turn({"copy": lambda: target.copy_(source)}, 5, device)["copy"])
-
-
 def networks(size, device, compiled):
     """Teacher and its one-step student -> {name: (DiT, steps, w)}; compiled: on CUDA with CUDA graphs."""
     teacher = DiT(DiTConfig(vocab=40, **SIZES[size])).to(device).eval().requires_grad_(False)
@@ -66,21 +58,6 @@ def networks(size, device, compiled):
         run = torch.compile(net.forward, mode=mode, dynamic=False)
         net.forward = lambda *inputs, run=run: run(*inputs).clone()               # its graph writes over it
     return {"teacher@10": (teacher, 10, 0.7), "student@1": (student, 1, 0.0)}
-
-
-def measure(nets, batch, seconds, flags, device):
-    """One row of the table: (batch, seconds of speech) -> the figures as words."""
-    settings, peaks = MelSettings(), []
-    inputs = make_batch(batch, seconds, settings, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
-        flow = flow_rtf(nets, inputs, settings, flags.rounds)
-        for name in nets if device.type == "cuda" else ():
-            torch.cuda.reset_peak_memory_stats(device)
-            flow_rtf({name: nets[name]}, inputs, settings, 1)
-            peaks.append(f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f}")
-    middle = [statistics.median(values) for values in flow.values()]
-    cells = [f"{m:.5f} ({min(values):.5f} to {max(values):.5f})" for m, values in zip(middle, flow.values())]
-    return [batch, f"{seconds:g}", *cells, f"{middle[0] / middle[1]:.1f}", *peaks]
 
 
 def arguments():
@@ -94,39 +71,26 @@ def arguments():
     add("--rounds", type=count(), default=7, help="turns of each system (default %(default)s)")
     add("--bf16", action="store_true", help="compute in bfloat16 (autocast)")
     add("--compile", action="store_true", help="torch.compile, with CUDA graphs on CUDA")
-    add("--profile", action="store_true", help="also where the student's time goes, at the first row's size")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     return p.parse_args()
 
 
 def main():
     flags = arguments()
-    device = pick_device(flags.device)
-    memory = bandwidth(device)
+    device, settings = pick_device(flags.device), MelSettings()
     print(f"{processor(device)}, {'bfloat16' if flags.bf16 else 'float32'}{', compiled' * flags.compile}. "
-          f"Teacher and student in turn, a turn is one call to warm up and one that counts, median (least to "
-          f"most) of {flags.rounds}. Memory copies at {memory / 1e9:.0f} GB/s.")
-    columns = ["batch", "seconds", "flow RTF teacher@10", "flow RTF student@1", "ratio"]
-    columns += ["teacher MiB", "student MiB"] * (device.type == "cuda")
+          f"Teacher and student in turn, median (least to most) of {flags.rounds} turns.")
     for size in flags.sizes:
         nets = networks(size, device, flags.compile)
-        (large, _), (light, _) = (count_parameters(net) for net, _, _ in nets.values())
-        floor = light * (2 if flags.bf16 else 4) / memory
-        print(f"\n{size}: teacher {large:,} parameters, student {light:,}; to read the student's once "
-              f"takes {1000 * floor:.3f} ms\n\n{markdown(columns, [])}")
-        for batch in flags.batch:
-            for seconds in flags.seconds:
-                print(f"| {' | '.join(map(str, measure(nets, batch, seconds, flags, device)))} |", flush=True)
-        if flags.profile:
-            inputs = make_batch(flags.batch[0], flags.seconds[0], MelSettings(), device)
-            with torch.profiler.profile() as profile:
-                flow_rtf({"student@1": nets["student@1"]}, inputs, MelSettings(), 3)
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12,
-                                               max_name_column_width=40))
-    if sys.platform == "linux":
-        import resource                                                           # Windows has none
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"\npeak memory of the process: {peak:.0f} MiB")
+        columns = ["batch", "seconds", *(f"flow RTF {name}" for name in nets), "ratio"]
+        print(f"\n{size}\n\n{markdown(columns, [])}")
+        for batch, seconds in itertools.product(flags.batch, flags.seconds):
+            with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
+                flow = flow_rtf(nets, make_batch(batch, seconds, settings, device), settings, flags.rounds)
+            slow, fast = (statistics.median(rounds) for rounds in flow.values())
+            cells = [f"{statistics.median(rounds):.5f} ({min(rounds):.5f} to {max(rounds):.5f})"
+                     for rounds in flow.values()]
+            print(f"| {batch} | {seconds:g} | {' | '.join(cells)} | {slow / fast:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

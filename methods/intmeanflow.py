@@ -91,11 +91,11 @@ DEV = ["Please close the window before it rains.", "She counted seven boats on t
        "Why did nobody answer the letter?", "The baker opened his shop an hour late today."]
 
 
-def closeness(mels, goals):
-    """Minus the mean squared error to the goals, the teacher's fine solution from the same noise."""
-    if [x.shape for x in mels] != [y.shape for y in goals]:
+def closeness(mels, targets):
+    """Minus the mean squared error to the targets, the teacher's fine solution from the same noise."""
+    if [x.shape for x in mels] != [y.shape for y in targets]:
         raise BadInput("--teacher: its durations are not this student's; give the one it was distilled from")
-    return -float(torch.cat([((x - y) ** 2).flatten() for x, y in zip(mels, goals)]).mean())
+    return -float(torch.cat([((x - y) ** 2).flatten() for x, y in zip(mels, targets)]).mean())
 
 
 def search():
@@ -111,34 +111,36 @@ def search():
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     flags = p.parse_args()
     device = pick_device(flags.device)
-    b = load_checkpoint(flags.ckpt, device)
-    student = b.contract["kind"] == "student"
-    if b.contract["steps"] or not b.voices:
-        why = f"takes {b.contract['steps']} steps on its own grid" if b.contract["steps"] else "is F5-TTS's"
+    bundle = load_checkpoint(flags.ckpt, device)
+    student = bundle.contract["kind"] == "student"
+    if bundle.contract["steps"] or not bundle.voices:
+        steps = bundle.contract["steps"]
+        why = f"takes {steps} steps on its own grid" if steps else "is F5-TTS's"
         raise BadInput(f"--search: {flags.ckpt} {why}; expected a checkpoint of ours that takes any grid")
     if student != bool(flags.teacher):
         raise BadInput("--teacher: a student needs the one it was distilled from, a teacher takes none")
-    teacher = load_teacher(flags.teacher, "--teacher", device) if student else b
+    teacher = load_teacher(flags.teacher, "--teacher", device) if student else bundle
     if student:
-        load_student(flags.ckpt, "--ckpt", teacher, b.model.config.time, device)
-    w = check_steps(b, None, flags.cfg)[1]
-    ids = [reader.encode(words, b.vocab, b.lang)[0] for words in DEV]
-    voices = list(b.voices.values())[:2]
+        load_student(flags.ckpt, "--ckpt", teacher, bundle.model.config.time, device)
+    w = check_steps(bundle, None, flags.cfg)[1]
+    ids = [reader.encode(words, bundle.vocab, bundle.lang)[0] for words in DEV]
+    voices = list(bundle.voices.values())[:2]
 
-    def say(bundle, w, grid):
+    def say(speaker, w, grid):
         return [mel for voice in voices
-                for mel in speak(bundle, ids, voice, len(grid) - 1, w, flags.seed, 1.0, grid)]
-    goals = say(teacher, b.contract["cfg"] if student else w, cosine_grid(32))    # guidance is in its target
-    grids = dict(b.contract.get("grids", {}))
+                for mel in speak(speaker, ids, voice, len(grid) - 1, w, flags.seed, 1.0, grid)]
+    # A student has the guidance of its teacher inside, so the teacher speaks with it.
+    targets = say(teacher, bundle.contract["cfg"] if student else w, cosine_grid(32))
+    grids = dict(bundle.contract.get("grids", {}))
     for n in flags.search:
         def score(grid):
-            return closeness(say(b, w, grid), goals)
+            return closeness(say(bundle, w, grid), targets)
         grid, top = search_grid(score, n)
         grids[str(n)] = grid.tolist()
         print(f"{n} steps, closeness: " + ", ".join(f"{k} {score(make(n)):.4f}" for k, make in GRIDS.items())
               + f", found {top:.4f} at {','.join(f'{t:.3f}' for t in grid.tolist())}")
-    b.contract["grids"] = grids
-    save_checkpoint(flags.ckpt, b)
+    bundle.contract["grids"] = grids
+    save_checkpoint(flags.ckpt, bundle)
     print(f"wrote {flags.ckpt}: sample.py and evaluate.py use these grids from now on; --grid takes another")
 
 

@@ -286,11 +286,11 @@ def test_text_to_sound_takes_turns():
 def test_speed_prints_a_row_for_each_size_of_work(monkeypatch, capsys):
     monkeypatch.setitem(model.SIZES, "tiny", dict(dim=32, depth=1, heads=2, text_dim=16, text_blocks=1))
     words = ["--device", "cpu", "--rounds", 1]
-    assert run(speed, *words, "--batch", 1, 2, "--seconds", 0.5, 1, "--profile") == 0
+    assert run(speed, *words, "--batch", 1, 2, "--seconds", 0.5, 1) == 0
     told = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line[:3] in ("| 1", "| 2")]
     assert [r[:2] for r in rows] == [["1", "0.5"], ["1", "1"], ["2", "0.5"], ["2", "1"]]
-    assert all(float(r[4]) > 1 for r in rows) and "addmm" in told and "torch" in told
+    assert all(float(r[4]) > 1 for r in rows) and "torch" in told
     for flag, value in (("--seconds", 0), ("--seconds", "nan"), ("--batch", 0)):
         assert run(speed, *words, flag, value) == 2 and f"{flag}: {value}" in capsys.readouterr().err
 
