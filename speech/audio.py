@@ -1,5 +1,6 @@
 """Audio files of any kind -> sound that a mel can be made of."""
 import math
+import os
 import re
 from pathlib import Path
 
@@ -29,16 +30,17 @@ def load_audio(path, settings, level=LEVEL, longest=math.inf):
     Raises BadInput, naming the file, when it is missing, unreadable, cut short, silent, shorter than one FFT
     window, or, without decoding it, over `longest` seconds.
     """
+    if not Path(path).is_file():                # a pipe would be waited for
+        raise BadInput(f"{path}: {'no file of audio' if Path(path).exists() else 'no such file'}")
     try:
-        info = soundfile.info(path)
+        name = os.fsencode(path) if os.name == "posix" else path                  # also one that is no UTF-8
+        info = soundfile.info(name)
         if info.duration > longest:
             raise BadInput(f"{path}: {info.duration:.1f} s, longer than {longest:g} s")
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)         # (samples, channels)
+        wav, rate = soundfile.read(name, dtype="float32", always_2d=True)         # (samples, channels)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as problem:
         detail = str(problem).split(": ")[-1] or "format not recognised"
-        there = Path(path).is_file()
-        reason = f"unreadable audio ({detail}); convert it to .wav" if there else "no such file"
-        raise BadInput(f"{path}: {reason}") from None
+        raise BadInput(f"{path}: unreadable audio ({detail}); convert it to .wav") from None
     # libsndfile reads what is left of a cut file; its log has what the header promised (2 GB: a stream)
     sizes = [tuple(map(int, pair)) for pair in re.findall(r"(\d+) \(should be (\d+)\)", info.extra_info)]
     if len(wav) < 0.98 * info.frames - 0.05 * rate or "lacks an end-of-stream" in info.extra_info or any(

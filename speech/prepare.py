@@ -13,15 +13,16 @@ from common.plots import pyplot
 
 import collections
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import tarfile
-import tempfile
 import time
 import unicodedata
 import zipfile
@@ -79,7 +80,7 @@ def outliers(counts, seconds):
 # ---------------------------------------------------------------------------------------------------- prepare
 
 MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
-CACHE_VERSION = 10          # count it up when this, find, data, text or align changes what an entry holds
+CACHE_VERSION = 11          # count it up when this, find, data, text or align changes what an entry holds
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,
@@ -101,7 +102,8 @@ def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cac
     remove_leftovers(cache)
     corpus = open_entry(target)
     if corpus is None:
-        partial = Path(tempfile.mkdtemp(prefix=f"partial-{socket.gethostname()}-{os.getpid()}-", dir=cache))
+        partial = Path(cache) / f"partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        partial.mkdir()                         # by the umask: a group may share a cache
         try:
             build(found, list(skipped), settings, lang, vocab, partial, folder, keep_outliers, keep_unknown)
             if target.exists() and open_entry(target) is None:
@@ -120,12 +122,23 @@ def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cac
 def open_entry(target):
     """A cache entry -> Corpus, None where there is none, or it is not what build() wrote."""
     try:
-        corpus = Corpus(target)
-        size = int(corpus.frames.sum()) * corpus.settings.n_mels * 2
-        whole_entry = corpus.key == entry_key(target) and (target / "mel.f16").stat().st_size == size
+        corpus, file = Corpus(target), target / "mel.f16"
+        size, status = int(corpus.frames.sum()) * corpus.settings.n_mels * 2, file.stat()
+        index = json.loads((target / "index.json").read_text(encoding="utf-8"))
+        whole_entry = corpus.key == entry_key(target) and status.st_size == size and (
+            mels_digest(str(file.resolve()), size, status.st_mtime_ns) == index["sha256"])
         return corpus if whole_entry else None
+    except PermissionError as problem:
+        raise BadInput(f"{problem.filename}: cannot be read, it is another user's; choose another --cache") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):                # damage
         return None
+
+
+@functools.lru_cache
+def mels_digest(path, size, changed):
+    """SHA-256 of a file of mels, read once a process while its size and time stay: 0.5 to 2 s for each GB."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def entry_key(folder):
@@ -205,8 +218,8 @@ def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, kee
              ids=torch.cat(ids).short().numpy(), durations=torch.cat(durations).short().numpy(),
              mean=gauss["mean"].numpy(), var=gauss["var"].numpy())
     names, paths, speakers, texts = (list(column) for column in zip(*rows))
-    with open(out / "mel.f16", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file = out / "mel.f16"
+    digest = mels_digest(str(file), file.stat().st_size, file.stat().st_mtime_ns)
     index = dict(mel=asdict(settings), vocab=vocab, skipped=skipped, names=names, paths=paths,
                  speakers=speakers, texts=texts, sha256=digest)
     (out / "index.json").write_text(json.dumps(index), encoding="utf-8")

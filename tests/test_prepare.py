@@ -75,7 +75,8 @@ def test_a_text_that_is_not_the_sounds_is_skipped_and_kept_on_demand(tmp_path, b
     corpus = prepare.prepare(tmp_path / "c", cache=tmp_path / "cache")
     assert corpus.names == [f"u{i}" for i in range(len(lines))]
     (name, reason), = corpus.skipped
-    assert name == "bad" and any(why in reason for why in ("do not fit", "times and labels", "cannot", "no text"))
+    assert name == "bad" and any(why in reason for why in ("do not fit", "times and labels", "cannot", "no text",
+                                                  "more than the words"))
     assert sum(corpus.frames) == len(corpus.memory) and corpus.mel(many - 1).isfinite().all()
     if "do not fit" in reason and len(bad) > 2:
         kept = prepare.prepare(tmp_path / "c", cache=tmp_path / "cache", keep_outliers=True)
@@ -197,6 +198,68 @@ def test_one_speakers_id_is_never_anothers_recording(tmp_path):
                                                                 ("u1", "ben"), ("u2", "ben")]
     assert skipped == [("u2", "no audio of this name")]
     assert all(f"/{who}/" in str(path) for _, path, _, who in found)
+
+
+@pytest.mark.parametrize("form, rows, who", [
+    ("wavs/{}.wav", "u{i}|{text}|angry", ""), ("wavs/{}.wav", "u{i}|de_DE|{text}", ""),
+    ("wavs/{}.wav", "u{i}|{text}|dev-other", ""), ("wavs/{}.wav", "u{i}|{text}|British", ""),
+    ("wavs/{}.wav", "u{i}|{text}|no", ""), ("wavs/{}.wav", "u{i}|{text}|2021-03-04", ""),
+    ("wavs/{}.wav", "u{i}|{text}|{who}|whispered", "anna ben"), ("wavs/{}.wav", "u{i}|{text}|male_{who}", "male_anna male_ben"),
+    ("eval/{}.wav", "u{i}|{text}", ""), ("p7/Surprise/wav/{}.wav", "u{i}|{text}", "p7"), ("fr/mia/cd2/{}.wav", "u{i}|{text}", "mia"),
+    ("holdout/p7/{}.wav", "u{i}|{text}", "p7"), ("sad/{}.wav", "u{i}|{text}", ""), ("female/{}.wav", "u{i}|{text}", "female"),
+    ("7/9/7_9_{}.wav", "7/9/7_9_u{i}\t{text}\t{text}\ttrue", "7")])
+def test_moods_languages_and_parts_are_nobody(tmp_path, form, rows, who):
+    found, skipped = find_utterances(make(tmp_path, form, rows=rows, table="x.book.tsv"))
+    assert [text for _, _, text, _ in found] == list(LINES) and not skipped
+    assert {speaker for *_, speaker in found} == set(who.split() or [""])
+
+
+@pytest.mark.parametrize("rows", ["u{i}|calm", "u{i}\ten-GB", "u{i},{who}", "u{i}|test"])
+def test_a_table_of_labels_is_no_table_of_texts(tmp_path, rows):
+    make(tmp_path, rows=rows)
+    for i, text in enumerate(LINES):
+        (tmp_path / "wavs" / f"u{i}.txt").write_text(text)
+    found, skipped = texts(tmp_path)
+    assert list(found.values()) == list(LINES) and "labels" in skipped["metadata.csv"]
+
+
+@pytest.mark.parametrize("content", [
+    "pau 0 31\nh 31 40\niy 40 52", "0.00 0.31 pau\n0.31 0.40 h", "u1 B 3.00 7.25 <o,f1,female> he left",
+    "u1 1 0.10 0.22 he 0.99\nu1 1 0.32 0.30 left 0.91", "HH IY1 L EH1 F T", "pau\nhh\niy\nl\neh\nf\nt", "0 4000 h#\n4000 5100 hv",
+    "SPEAKER u1 1 0.10 3.20 <NA> <NA> ann <NA> <NA>", '{"text": "he left"}', "Spk 2: He left.", "Speaker A: Hi.\nSpeaker B: Oh.",
+    "TRANSCRIPTION: he left", "He left [door slams] early.", "He (coughing) left.", "*chuckles* He left.", "<breath> he left",
+    "S07: he left", "[SPEAKER_3] he left", "go to http://a.org/b now", "{cough} he left", "u1 he left early", "sil"])
+def test_what_is_no_speech_is_not_trained_on(tmp_path, content):
+    say(tmp_path / "u0.wav", LINES[0], True)
+    say(tmp_path / "u1.wav", LINES[1], content)
+    found, skipped = texts(tmp_path)
+    assert list(found) == ["u0"] and "expected the words alone" in skipped["u1"]
+
+
+@pytest.mark.parametrize("content", [
+    "He said (as you know) that it rains.", "the words [in italics] are mine", "*really* good", "Note: bring a coat.",
+    "In 1914 and in 1918 we ran.", "ah, er, well", "the\nkettle\nboiled", "Psalm 23: the Lord", "Call 555 1234 now.", "a b c d e"])
+def test_what_only_looks_like_a_note_is_kept(tmp_path, content):
+    say(tmp_path / "u1.wav", LINES[1], content)
+    assert texts(tmp_path)[0] == {"u1": " ".join(content.split())}
+
+
+def test_dead_links_pipes_and_odd_names_cost_only_themselves(tmp_path):
+    say(tmp_path / "u0.wav", LINES[0], True)
+    for name in ("u1.txt", "metadata.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "list.tsv")
+    os.mkfifo(tmp_path / "me.wav")
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.rename(say(tmp_path / "cafe.wav", LINES[1], True), odd + b".wav")
+    os.rename(tmp_path / "cafe.txt", odd + b".txt")
+    found, skipped = texts(tmp_path)
+    assert found == {"u0": LINES[0], "caf%E9": LINES[1]} and set(skipped) == {"u1.txt", "metadata.csv", "list.tsv", "me.wav"}
+    assert prepare.prepare(tmp_path, cache=tmp_path.with_name("cache")).names == ["caf%E9", "u0"]
+    with pytest.raises(BadInput, match="no file of audio"):
+        audio.load_audio(tmp_path / "me.wav", MelSettings())
+    with pytest.raises(BadInput, match="an empty name"):
+        find_utterances("")
 
 
 # ------------------------------------------------------------------------------------------------------- text
@@ -351,6 +414,13 @@ def test_letters_that_a_checkpoint_lacks_stop_it(tmp_path, capsys, letter, stops
     assert "of 8 texts lose letters" in capsys.readouterr().out
 
 
+def patched(path, place, content):
+    """Other bytes at a place of a file, of the same length."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
 def entry(cache):
     """The one entry of a cache."""
     folder, = Path(cache).iterdir()
@@ -358,6 +428,9 @@ def entry(cache):
 
 
 @pytest.mark.parametrize("harm", [
+    lambda e: patched(e / "mel.f16", 4321, bytes([(e / "mel.f16").read_bytes()[4321] ^ 1])),
+    lambda e: patched(e / "mel.f16", 0, np.full(1, np.nan, np.float16).tobytes()),
+    lambda e: patched(e / "mel.f16", 2048, bytes(4096)),
     lambda e: os.truncate(e / "mel.f16", 1000), lambda e: os.truncate(e / "arrays.npz", 300),
     lambda e: (e / "index.json").write_text("{"), lambda e: (e / "mel.f16").write_bytes(b"0" * 10**6),
     lambda e: (e / "arrays.npz").unlink(), lambda e: (e / "key").unlink(), lambda e: (e / "index.json").write_bytes(b""),
