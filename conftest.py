@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import torch
 
-from networks import checkpoint
+from networks import checkpoint, durations, e2, f5_net, own, unet
 import common.cli
 import common.run
 import data
@@ -28,17 +28,17 @@ import distill
 import model
 import speech.ears
 import teacher
-from networks import unet
 
 ROOT = Path(__file__).resolve().parent
 if "PYTEST_XDIST_WORKER" in os.environ:         # two workers on two cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 SMALL = model.DiTConfig(vocab=9, mels=8, dim=32, depth=2, heads=2, head_dim=16, text_dim=16, text_blocks=2)
-STEP = replace(SMALL, time="step", enters="add", steps=(1, 2, 4))
+STEP = replace(SMALL, time="step", steps=(1, 2, 4))
 UNET = unet.UNetConfig(vocab=9, mels=8, dim=32, depth=1, heads=2, head_dim=16, text_dim=16, text_blocks=2)
 DRAWS = ("interval", "term", "chord", "pair", "same", "few", "time")
-BACKBONES = {"dit": SMALL, "e2": replace(SMALL, enters="prepend"), "f5": replace(SMALL, aligned=False), "unet": UNET}
+F5 = f5_net.F5Config(**vars(SMALL))
+BACKBONES = {"dit": (model.DiT, SMALL), "e2": (e2.E2, SMALL), "f5": (f5_net.F5, F5), "unet": (unet.UNet, UNET)}
 
 
 def randomised(net, seed=0):
@@ -48,11 +48,6 @@ def randomised(net, seed=0):
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5))
     return net.eval()
-
-
-def build(config):
-    """The network of a config."""
-    return (unet.UNet if isinstance(config, unet.UNetConfig) else model.DiT)(config)
 
 
 def make_batch(lengths=(14, 9), seed=0, mels=8):
@@ -76,11 +71,11 @@ def uniforms(B, g):
     return {name: torch.rand(B, generator=g) for name in DRAWS}
 
 
-def tiny_bundle(config=SMALL):
+def tiny_bundle(config=SMALL, network=model.DiT):
     """A checkpoint's contents around a random network, a teacher's or of the student STEP."""
-    net, steps = randomised(build(config)), list(getattr(config, "steps", ()))
+    net, steps = randomised(network(config)), list(getattr(config, "steps", ()))
     voice = dict(mel=torch.randn(12, 8), text=torch.tensor([1, 2, 3]), durations=torch.tensor([4, 4, 4]))
-    return checkpoint.Bundle(net, randomised(model.DurationPredictor(9)), data.MelSettings(n_mels=8), " abcdefgh",
+    return checkpoint.Bundle(net, randomised(durations.DurationPredictor(9)), data.MelSettings(n_mels=8), " abcdefgh",
                              "letters", dict(mean=torch.zeros(20, 28), var=torch.ones(20, 28)), dict(a=voice),
                              dict(kind="student" if steps else "teacher", steps=steps, grid="cosine",
                                   cfg=1.5), {})
@@ -171,6 +166,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as sizes:
         for kind in (model.SIZES, unet.SIZES):
             sizes.setitem(kind, "tiny", dict(dim=32, depth=2, heads=2, text_dim=16, text_blocks=1))
+        sizes.setitem(own.SIZES, "tiny", dict(dim=32))
         of_each = {name: tmp / ("t" if name == "dit" else name) / "teacher.pt" for name in BACKBONES}
         for name, path in of_each.items():
             assert run(teacher, *flags, "--out", path.parent, "--max_iters", 2, "--backbone", name) == 0

@@ -37,14 +37,19 @@ class MelSettings:
     mean: float = -2.2      # (log mel - mean) / std has about zero mean and unit variance, like x0 ~ N(0, I):
     std: float = 0.9        # load_audio brings every recording to the same level
     center: bool = True     # a frame's middle is its sample; False: (n_fft - hop) / 2 samples are padded
-    power: float = 0.0      # added to the squared magnitude
+    epsilon: float = 0.0    # added to the squared magnitude
     keep_loud: bool = False  # recordings louder than the level stay as they are
 
 
 VOCOS = MelSettings(rate=24000, n_mels=100, fmin=0.0, fmax=12000.0, htk=True, norm="", log="ln", floor=1e-5,
                     mean=0.0, std=1.0, keep_loud=True)
 MELS = {"speecht5": MelSettings(), "vocos": VOCOS,      # the conventions of three public vocoders
-        "bigvgan": replace(VOCOS, htk=False, norm="slaney", center=False, power=1e-9)}
+        "bigvgan": replace(VOCOS, htk=False, norm="slaney", center=False, epsilon=1e-9)}
+
+
+def renamed_mel(given):
+    """The fields of MelSettings as a file has them: in older ones epsilon is called power."""
+    return {"epsilon" if name == "power" else name: value for name, value in given.items()}
 
 
 @functools.lru_cache
@@ -66,7 +71,7 @@ def mel_spectrogram(wav, settings):
         wav = torch.nn.functional.pad(wav[None], ((n_fft - hop) // 2,) * 2, "reflect")[0]
     spec = torch.stft(wav, n_fft, hop, window=torch.hann_window(n_fft), center=settings.center,
                       pad_mode="reflect", return_complex=True).abs()              # (n_fft / 2 + 1, T)
-    spec = (spec ** 2 + settings.power).sqrt() if settings.power else spec
+    spec = (spec ** 2 + settings.epsilon).sqrt() if settings.epsilon else spec
     mel = (filterbank(settings) @ spec).clamp(min=settings.floor).T               # (T, M)
     log = mel.log10() if settings.log == "log10" else mel.log()
     return (log - settings.mean) / settings.std

@@ -22,8 +22,9 @@ from common.files import digest
 from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, is_main_process,
                         join, learning_rate, optimise, parts, pooled, seed_update)
 from data import batch_indices, collate
-from model import count_parameters, fold, pair, refit
-from networks.checkpoint import load_student, load_teacher, save_checkpoint
+from model import count_parameters, fold, pair
+from networks.checkpoint import load_student, load_teacher, refit, save_checkpoint
+from networks.e2 import prepend
 from sample import condition, cosine_grid, rollout
 from speech.ears import present
 from speech.prepare import prepare
@@ -260,7 +261,7 @@ def make_student(flags, method, teacher, init=None):
     if init is not None:
         student = refit(init, flags.steps)
     elif time == "step":
-        student = fold(teacher, sorted(flags.steps), enters=flags.token)
+        student = (prepend if flags.token == "prepend" else fold)(teacher, sorted(flags.steps))
     else:
         student = pair(teacher) if time == "pair" else copy.deepcopy(teacher)
     student.requires_grad_(True).train()

@@ -3,24 +3,19 @@
 ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
 x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
 
-THE SWITCH is two fields of DiTConfig. time: what the network is told of a step, as one vector of width D:
-    "t"        where it begins, through a timestep MLP (the teacher)
-    "pair"     where it begins and ends, (t, r): for the average velocity between (IntMeanFlow, MeanFlow)
-    "step"     how many there are: one learned vector per step count n (DSFlow's student)
-and enters: how that vector enters:
-    "adaln"    as scale, shift and gate of every branch (adaLN-Zero: F5-TTS)
-    "prepend"  as one frame more, in front; the blocks are plain, with affine LayerNorms (E2-TTS)
-    "add"      added to every frame, the blocks plain (DSFlow's student)
+THE SWITCH is DiTConfig.time: what the network is told of a step.
+    "t"        the time where it begins: an MLP makes of it scale, shift and gate of every branch (adaLN-Zero,
+               as in F5-TTS). The teacher
+    "pair"     the times where it begins and ends, (t, r), the same way: an average velocity (IntMeanFlow)
+    "step"     how many steps there are: one learned vector per step count n, added to every frame; the blocks
+               are plain, with affine LayerNorms. DSFlow's student
 fold() turns "t" into "step" exactly, at one t; pair() turns it into "pair" exactly, at every t and r.
 
-Block details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional
-positions, rotary attention, adaLN-Zero; three fields of DiTConfig make it F5-TTS itself (f5.py). Unlike
-there, padding never leaks: an item gives the same output alone and in any batch.
+Details follow F5-TTS (Chen et al. 2024, arXiv 2410.06885): ConvNeXt-V2 text blocks, convolutional positions,
+rotary attention. Unlike there, padding never leaks: an item gives the same output alone and in any batch.
 
 Shapes: B batch, T mel frames, L symbols, M mel bands, D width, E text width, H heads, d head width.
 """
-import copy
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,13 +36,8 @@ class DiTConfig:
     ff_mult: int = 2            # hidden width of the feed-forward, in D
     text_dim: int = 192         # E
     text_blocks: int = 4
-    time: str = "t"             # the switch: "t", "pair" or "step"; and
-    enters: str = "adaln"       # "adaln", "prepend" or "add"
+    time: str = "t"             # the switch: "t", "pair" or "step"
     steps: tuple = ()           # "step" only: the step counts n that have a vector
-    aligned: bool = True        # text blocks run over symbols, each frame takes those it speaks; False, as
-    #                             in F5-TTS: over T frames, fillers after the text, with absolute positions
-    mask_filler: bool = True    # not aligned: fillers stay 0 between the text blocks
-    rotary_heads: int = 0       # so many heads have positions; 0: all
 
 
 SIZES = {
@@ -88,23 +78,19 @@ class ConvNeXtV2(nn.Module):
 class TextEncoder(nn.Module):
     """Symbol ids (B, L) -> features (B, L, E): embedding, then ConvNeXt-V2 blocks, dropout before each.
 
-    mask (B, L): what belongs to the item, None: all. keep (B, L): what is not set to 0 between the blocks.
+    mask (B, L) bool: which symbols belong to the text. The others end as 0.
     """
 
-    def __init__(self, vocab, dim, blocks, dropout=0.0, positions=False):
+    def __init__(self, vocab, dim, blocks, dropout=0.0):
         super().__init__()
-        self.dropout, self.positions = dropout, positions
+        self.dropout = dropout
         self.embed = nn.Embedding(vocab + 1, dim)
         self.blocks = nn.ModuleList(ConvNeXtV2(dim) for _ in range(blocks))
 
-    def forward(self, text, mask, keep):
+    def forward(self, text, mask):
         x = self.embed(text)                                                      # (B, L, E)
-        if self.positions and self.blocks:
-            table = rotary_table(x.shape[1], x.shape[2], x.device)                # (L, E / 2)
-            x = x + torch.cat([table.real, table.imag], -1).type_as(x)
-            x = masked(x, keep)
         for block in self.blocks:
-            x = masked(block(F.dropout(x, self.dropout, self.training), mask), keep)
+            x = masked(block(F.dropout(x, self.dropout, self.training), mask), mask)
         return masked(x, mask)
 
 
@@ -114,7 +100,7 @@ def frame_text(encoder, text, align, drop=None):
     drop (B,) bool: these items get "no text" (filler), the text half of the unconditional branch.
     """
     valid = text > 0                                                              # before drop, as in F5-TTS
-    h = encoder(text if drop is None else text.masked_fill(drop[:, None], 0), valid, valid)  # (B, L, E)
+    h = encoder(text if drop is None else text.masked_fill(drop[:, None], 0), valid)   # (B, L, E)
     return h.gather(1, align[..., None].expand(-1, -1, h.shape[-1]))              # (B, T, E)
 
 
@@ -155,22 +141,20 @@ class Attention(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.heads, self.rotary_heads = c.heads, c.rotary_heads or c.heads
+        self.heads = c.heads
         self.qkv = nn.Linear(c.dim, 3 * c.heads * c.head_dim)
         self.out = nn.Linear(c.heads * c.head_dim, c.dim)
 
     def forward(self, x, rotary, mask):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
         keys = None if mask is None else mask[:, None, None, :]                   # (B, 1, 1, T)
-        q, k = (torch.cat([rotate(i[:, :self.rotary_heads], rotary), i[:, self.rotary_heads:]], 1)
-                for i in (q, k))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        x = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=keys)
         return self.out(x.transpose(1, 2).flatten(2))                             # (B, T, D)
 
 
 class TimestepMLP(nn.Module):
-    """Time t in [0, 1], or a pair (t, r), floats or (B,) -> (B, D), (1, D) for floats; sinusoids of 1000 t as
-    in F5-TTS. A pair's two embeddings are mixed by a matrix W without bias, as in IntMeanFlow.
+    """Time t in [0, 1], or a pair (t, r), floats or (B,) -> (B, D), (1, D) for floats: sinusoids of 1000 t
+    as in F5-TTS. The embeddings of a pair are mixed by a matrix W without bias, as in IntMeanFlow.
     """
 
     def __init__(self, dim, pair=False):
@@ -194,15 +178,14 @@ class TimestepMLP(nn.Module):
 class Block(nn.Module):
     """Transformer block; adaln: temb sets scale, shift and gate of both branches, else affine norms."""
 
-    def __init__(self, c):
+    def __init__(self, c, adaln):
         super().__init__()
-        affine = c.enters != "adaln"
-        self.norm1 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
+        self.norm1 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=not adaln)
         self.attn = Attention(c)
-        self.norm2 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=affine)
+        self.norm2 = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=not adaln)
         self.ff1 = nn.Linear(c.dim, c.ff_mult * c.dim)
         self.ff2 = nn.Linear(c.ff_mult * c.dim, c.dim)
-        self.adaln = None if affine else nn.Linear(c.dim, 6 * c.dim)
+        self.adaln = nn.Linear(c.dim, 6 * c.dim) if adaln else None
 
     def feed_forward(self, x):
         return self.ff2(F.gelu(self.ff1(x), approximate="tanh"))
@@ -221,87 +204,77 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network v(x, t or n, condition). The condition is (ref, h): reference mel and frame-level text
-    features.
-
-    embed_text() makes h once per utterance, which saves a fifth of each call at size tiny; forward() is one
-    network call.
+    """Velocity network v(x, t or n, condition). The condition is (ref, h): reference mel, and text features
+    of each frame, which embed_text() makes once per utterance. forward() is one network call.
     """
     tokens = True               # step tokens can replace its timestep network
+    adaln = True                # a time sets scales, shifts and gates; False: networks/e2.py
     recompute = False           # True: blocks keep no activations for the backward pass, they run again in it
 
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("t", "pair", "step") and c.enters in ("adaln", "prepend", "add"), (c.time, c.enters)
-        self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks, positions=not c.aligned)
+        assert c.time in ("t", "pair", "step"), c.time
+        adaln = self.adaln and c.time != "step"
+        self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks)
         self.proj_in = nn.Linear(2 * c.mels + c.text_dim, c.dim)
         self.position = ConvPosition(c.dim)
         self.timestep = TimestepMLP(c.dim, c.time == "pair") if c.time != "step" else None
         self.token = nn.Embedding(len(c.steps), c.dim) if c.time == "step" else None  # the step tokens
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=c.enters != "adaln")
-        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if c.enters == "adaln" else None
+        self.blocks = nn.ModuleList(Block(c, adaln) for _ in range(c.depth))
+        self.norm_out = nn.LayerNorm(c.dim, eps=1e-6, elementwise_affine=not adaln)
+        self.adaln_out = nn.Linear(c.dim, 2 * c.dim) if adaln else None
         self.proj_out = nn.Linear(c.dim, c.mels)
-        self.init_weights()
-
-    def init_weights(self):
-        """torch defaults, but a fresh network outputs exactly 0 and every adaLN block starts as the identity.
-        """
-        for layer in [block.adaln for block in self.blocks] + [self.adaln_out, self.proj_out]:
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        # a fresh network outputs exactly 0, and every adaLN block starts as the identity
+        modulations = [block.adaln for block in self.blocks] + [self.adaln_out] if adaln else []
+        for layer in (*modulations, self.proj_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         if self.token is not None:
             nn.init.zeros_(self.token.weight)
 
     def embed_text(self, text, align, mask=None, drop=None):
-        """Frame-level text features h (B, T, E), see frame_text(). mask (B, T) bool: valid frames, or None.
-        A text that is not aligned takes only T from align.
-        """
-        if self.config.aligned:
-            return frame_text(self.text, text, align, drop)
-        T = align.shape[1]
-        text = F.pad(text, (0, max(0, T - text.shape[1])))[:, :T]                 # (B, T)
-        keep = text > 0 if self.config.mask_filler else mask
-        return self.text(text if drop is None else text.masked_fill(drop[:, None], 0), mask, keep)
+        """Frame-level text features h (B, T, E), see frame_text(). mask (B, T): valid frames, or None."""
+        return frame_text(self.text, text, align, drop)
 
     def when(self, n, t, r):
         """What forward() is told about a step from time t to r, one of n: by the switch n, (t, r) or t."""
         return {"step": n, "pair": (t, r), "t": t}[self.config.time]
 
-    def forward(self, x, when, ref, h, mask=None):
-        """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
+    def embed_step(self, when):
+        """What forward() is told about a step -> its vector: (B, D); (1, D) for one t or a step count."""
+        if self.token is None:
+            return self.timestep(when)
+        return self.token.weight[self.config.steps.index(when)][None]
 
-        x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
-        when: by the switch t as float or (B,); a pair of those, (t, r), for the average velocity from t to r;
-        or the step count n as int.
-        mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
-        """
-        x = self.proj_in(torch.cat([x, ref, h], -1))                              # (B, T, D)
-        x = self.position(x, mask)
-        if self.timestep is not None:
-            temb = self.timestep(when)                                            # (B, D), (1, D) for one t
-        else:
-            temb = self.token.weight[self.config.steps.index(when)][None]         # (1, D)
-        if self.config.enters == "add":
-            x = x + temb[:, None]
-        elif self.config.enters == "prepend":
-            x = torch.cat([temb[:, None].expand(len(x), 1, -1), x], 1)            # (B, 1 + T, D)
-            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
+    def rotary(self, T, device):
+        """Positions of T frames, as rotate() takes them."""
+        return rotary_table(T, self.config.head_dim, device)
+
+    def through_blocks(self, x, temb, mask):
+        """All blocks and the last norm, (B, T, D) -> (B, T, D). temb (B, D): for adaLN."""
+        rotary = self.rotary(x.shape[1], x.device)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, temb, rotary, mask, use_reentrant=False)
             else:
                 x = block(x, temb, rotary, mask)
-        x = self.norm_out(x)
-        if self.adaln_out is not None:
-            scale, shift = self.adaln_out(F.silu(temb))[:, None].chunk(2, -1)     # (B, 1, D)
-            x = x * (1 + scale) + shift
-        elif self.config.enters == "prepend":
-            x = x[:, 1:]                                                          # (B, T, D)
-        return self.proj_out(x)                                                   # (B, T, M)
+        return self.norm_out(x)
+
+    def forward(self, x, when, ref, h, mask=None):
+        """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
+
+        x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
+        when: by the switch t, a float or (B,); two of those, (t, r); or the step count n, an int.
+        mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
+        """
+        x = self.position(self.proj_in(torch.cat([x, ref, h], -1)), mask)         # (B, T, D)
+        temb = self.embed_step(when)                                              # (B, D) or (1, D)
+        if self.adaln_out is None:              # a step token
+            return self.proj_out(self.through_blocks(x + temb[:, None], temb, mask))         # (B, T, M)
+        x = self.through_blocks(x, temb, mask)
+        scale, shift = self.adaln_out(F.silu(temb))[:, None].chunk(2, -1)         # (B, 1, D)
+        return self.proj_out(x * (1 + scale) + shift)                             # (B, T, M)
 
 
 def count_parameters(model):
@@ -315,7 +288,7 @@ def count_parameters(model):
 def pair(teacher):
     """Teacher told t -> student of pairs (t, r) that equals it at every t, whatever r: IntMeanFlow's start.
 
-    The embeddings of t and r are mixed by W = [I | 0]; r first would copy the END time.
+    The embeddings of t and r are mixed by W = [I | 0]; [0 | I] would copy the end time instead.
     """
     student = type(teacher)(replace(teacher.config, time="pair")).to(next(teacher.parameters()))
     W = torch.eye(*student.timestep.mixer.weight.shape)                           # (D, 2 D)
@@ -324,23 +297,21 @@ def pair(teacher):
 
 
 @torch.no_grad()
-def fold(teacher, steps, t=0.0, enters="add"):
+def fold(teacher, steps, t=0.0, kind=None):
     """Teacher told t -> step-token student that equals it at time t to rounding.
 
     adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
-    and gate * (W h + b) is a linear layer (gate W) h + gate b; step vectors begin at 0 (but "prepend" gives
-    one more frame to attend to). Where t already is a frame, its vector at t is what they begin as.
-    [ours: the papers do not say how to start]
+    and gate * (W h + b) is a linear layer (gate W) h + gate b; step vectors begin at 0. A teacher without
+    adaLN takes t as a vector already: its vector at t is what all step vectors begin as. kind: the student's
+    class, the teacher's own by default. [ours: the papers do not say how to start]
     """
-    plain = teacher.config.enters != "adaln"
-    c = replace(teacher.config, time="step", steps=tuple(steps),
-                enters=teacher.config.enters if plain else enters)
-    student = type(teacher)(c).to(next(teacher.parameters()))
+    c = replace(teacher.config, time="step", steps=tuple(steps))
+    student = (kind or type(teacher))(c).to(next(teacher.parameters()))
     weights = {k: v for k, v in teacher.state_dict().items() if "adaln" not in k and "timestep" not in k}
     missing, extra = student.load_state_dict(weights, strict=False)
     assert not extra and all("norm" in k or "token" in k for k in missing), (missing, extra)
     temb = teacher.timestep(t)[0]                                                 # (D,)
-    if plain:
+    if teacher.adaln_out is None:
         student.token.weight.copy_(temb.expand(len(steps), -1))
         return student
     for old, new in zip(teacher.blocks, student.blocks):
@@ -355,43 +326,3 @@ def fold(teacher, steps, t=0.0, enters="add"):
     student.norm_out.weight.copy_(1 + scale)
     student.norm_out.bias.copy_(shift)
     return student
-
-
-@torch.no_grad()
-def refit(student, steps):
-    """Student -> the same for other step counts: a new vector begins as that of the nearest count it had. A
-    network that is told times takes any count and stays as it is.
-    """
-    if student.config.time != "step":
-        return copy.deepcopy(student)
-    old, new = student.config.steps, tuple(sorted(steps))
-    other = type(student)(replace(student.config, steps=new)).to(next(student.parameters()))
-    nearest = [min(range(len(old)), key=lambda i: abs(math.log(old[i] / n))) for n in new]
-    other.load_state_dict(student.state_dict() | {"token.weight": student.token.weight[nearest]})
-    return other
-
-
-# ------------------------------------------------------------------------------------------------- durations
-
-
-class DurationPredictor(nn.Module):
-    """Symbols (B, L) -> log durations (B, L), natural log of frames. Small, trained beside the teacher."""
-
-    def __init__(self, vocab, dim=128, blocks=3):
-        super().__init__()
-        self.text = TextEncoder(vocab, dim, blocks, dropout=0.1)
-        self.out = nn.Linear(dim, 1)
-
-    def forward(self, text):
-        return self.out(self.text(text, text > 0, text > 0)).squeeze(-1)                    # (B, L)
-
-    def loss(self, text, durations):
-        """Mean squared error of the log durations over valid symbols."""
-        error = self(text) - durations.clamp(min=1).log()                         # (B, L)
-        return (error ** 2)[text > 0].mean()
-
-    @torch.no_grad()
-    def predict(self, text, speed=1.0):
-        """Whole frames per symbol (B, L) int64, 1 to 120 (two seconds), padding 0; speed 2 halves them."""
-        frames = (self(text).exp() / speed).round().clamp(1, 120).long()
-        return frames * (text > 0)

@@ -19,8 +19,9 @@ from common.plots import plot_mels
 from common.run import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
                         optimise, parts, seed_update)
 from data import MelSettings, batch_indices, collate
-from model import SIZES, DurationPredictor, count_parameters
+from model import SIZES, count_parameters
 from networks.checkpoint import BACKBONES, Bundle, load_teacher, save_checkpoint
+from networks.durations import DurationPredictor
 from sample import cosine_grid, noise, rollout
 from speech.corpora import counted
 from speech.prepare import pick_voices, prepare
@@ -122,7 +123,8 @@ def arguments():
               p_noref=0.3, eval_every=1000, save_every=500, cfg=1.5,
               cfg_help="guidance of the samples, sample.py's default for this teacher (default %(default)s)")
     add("--backbone", choices=BACKBONES, default="dit",
-        help="the network: dit; e2, where time is a frame; f5, without durations; unet (default dit)")
+        help="the network: dit; e2, where time is a frame; f5, without durations; f5_e2, both; unet; own, "
+        "a network of your own (default dit)")
     add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
     add("--lang", default="en-us", help="how texts are read: a language of gruut's (phonemes), letters (of "
         "English words) or none (characters as they are) (default %(default)s)")
@@ -153,8 +155,8 @@ def build(flags, device):
                                                  flags.keep_outliers, flags.keep_unknown))
     V = len(corpus.vocab)
     torch.manual_seed(flags.seed)
-    kind, config, sizes, more = BACKBONES[flags.backbone]
-    model = init.model if init else kind(config(vocab=V, mels=settings.n_mels, **sizes[flags.size], **more))
+    network, config, sizes = BACKBONES[flags.backbone]
+    model = init.model if init else network(config(vocab=V, mels=settings.n_mels, **sizes[flags.size]))
     net = torch.nn.ModuleDict(dict(model=model, duration=init.duration if init else DurationPredictor(V)))
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
     contract = dict(kind="teacher", steps=[], grid="cosine", cfg=flags.cfg)

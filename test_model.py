@@ -13,11 +13,12 @@ import common.run
 import distill
 from methods import dmd
 from methods import intmeanflow
+from networks import checkpoint, durations, e2, f5_net, unet
 import model
 import sample
 import teacher
 from common.cli import BadInput
-from conftest import BACKBONES, SMALL, STEP, UNET, build, make_batch, randomised, tiny_bundle, uniforms
+from conftest import BACKBONES, F5, SMALL, STEP, UNET, make_batch, randomised, tiny_bundle, uniforms
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
 
@@ -170,7 +171,8 @@ def test_an_interval_needs_a_grid_that_its_count_divides():
 @pytest.mark.parametrize("token", ["add", "prepend"])
 def test_fold_equals_the_teacher_at_that_time(t, token):
     net, batch = randomised(model.DiT(SMALL), 1), make_batch()
-    student = model.fold(net, [1, 2, 4], t, token)
+    kind = e2.FRAMED[model.DiT] if token == "prepend" else None
+    student = model.fold(net, [1, 2, 4], t, kind)
     cond, _ = sample.condition(net, batch)
     want, got = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], 2, *cond, batch["mask"])
     if token == "prepend":                      # one more frame to attend to: near, not equal
@@ -181,23 +183,23 @@ def test_fold_equals_the_teacher_at_that_time(t, token):
 
 def test_fold_of_a_frame_of_time_equals_the_teacher_exactly():
     """Where t is a frame (E2-TTS), that frame at t becomes every step's vector; nothing else changes."""
-    net, batch = randomised(model.DiT(BACKBONES["e2"])), make_batch()
+    net, batch = randomised(e2.E2(SMALL)), make_batch()
     student = model.fold(net, [1, 4], 0.4)
     cond, _ = sample.condition(net, batch)
     for n in (1, 4):
         assert torch.equal(student(batch["x0"], n, *cond, batch["mask"]), net(batch["x0"], 0.4, *cond, batch["mask"]))
     (total, conditioning), (kept, tokens) = model.count_parameters(net), model.count_parameters(student)
-    assert kept == total - conditioning + tokens and tokens == 2 * 32 and student.config.enters == "prepend"
+    assert kept == total - conditioning + tokens and tokens == 2 * 32 and type(student) is e2.E2
 
 
 def test_refit_starts_each_new_count_from_the_nearest():
     student, batch = randomised(model.DiT(STEP)), make_batch()
-    other, (cond, _) = model.refit(student, [8, 1, 3]), sample.condition(student, batch)
+    other, (cond, _) = checkpoint.refit(student, [8, 1, 3]), sample.condition(student, batch)
     assert other.config.steps == (1, 3, 8)
     for n, old in ((1, 1), (3, 4), (8, 4)):
         assert torch.equal(other(batch["x0"], n, *cond, batch["mask"]), student(batch["x0"], old, *cond, batch["mask"]))
     timed = randomised(model.DiT(SMALL))
-    same = model.refit(timed, [7])
+    same = checkpoint.refit(timed, [7])
     assert same is not timed and all(map(torch.equal, same.parameters(), timed.parameters()))
 
 
@@ -210,7 +212,7 @@ def test_parameters_leave_with_the_timestep_network():
     assert kept < 0.8 * total
     assert 3 * model.SIZES["base"]["dim"] == 1536                                 # the paper's 1.5K
     D, stages = UNET.dim, UNET.depth + 4        # a U-Net: the MLP, and a layer in every residual block
-    assert model.count_parameters(build(UNET))[1] == 256 * D + D + D * D + D + stages * (D * D + D)
+    assert model.count_parameters(unet.UNet(UNET))[1] == 256 * D + D + D * D + D + stages * (D * D + D)
 
 
 def test_guidance_formula_and_network_calls():
@@ -311,9 +313,9 @@ def test_two_times_are_of_the_grid_and_of_all_pairs():
     assert float((i == j)[~few].float().mean()) == pytest.approx(0.25, abs=0.02) and not (i == j)[few].any()
 
 
-@pytest.mark.parametrize("config", BACKBONES.values())
-def test_pair_starts_as_the_teacher_for_every_r(config):
-    net, batch = randomised(build(config)), make_batch()
+@pytest.mark.parametrize("network, config", BACKBONES.values())
+def test_pair_starts_as_the_teacher_for_every_r(network, config):
+    net, batch = randomised(network(config)), make_batch()
     student, (cond, _) = model.pair(net), sample.condition(net, batch)
     for t, r in ((0.0, 1.0), (0.3, 0.3), (0.5, 0.9)):
         v, u = net(batch["x0"], t, *cond, batch["mask"]), student(batch["x0"], (t, r), *cond, batch["mask"])
@@ -380,7 +382,7 @@ def test_progressive_is_exact_for_a_constant_velocity(n):
 
 
 def test_progressive_asks_for_what_two_steps_of_the_previous_student_do():
-    student, previous = (randomised(model.DiT(replace(SMALL, time="step", enters="add", steps=(n,))), n) for n in (2, 4))
+    student, previous = (randomised(model.DiT(replace(SMALL, time="step", steps=(n,))), n) for n in (2, 4))
     _, b = teacher_batch()
     b["u"]["interval"] = torch.tensor([0.2, 0.8])                                       # one interval each
     loss, _ = baselines.progressive_loss(student, b, 2, dict(start=previous))
@@ -470,10 +472,11 @@ def test_distribution_matching_starts_from_no_difference():
 # ------------------------------------------------------------------------------------------------- network
 
 
-@pytest.mark.parametrize("config", [STEP, replace(STEP, enters="prepend"), *BACKBONES.values(),
-                                    *(replace(config, time="pair") for config in BACKBONES.values())])
-def test_padding_never_leaks(config):
-    net, batch = randomised(build(config)), make_batch()
+@pytest.mark.parametrize("network, config", [
+    (model.DiT, STEP), (e2.E2, STEP), (e2.F5E2, F5), (e2.F5E2, replace(F5, time="step", steps=(1, 4))),
+    *BACKBONES.values(), *((network, replace(config, time="pair")) for network, config in BACKBONES.values())])
+def test_padding_never_leaks(network, config):
+    net, batch = randomised(network(config)), make_batch()
     when = net.when(4, 0.3, 0.9)
 
     def run(b, mask):
@@ -488,15 +491,15 @@ def test_padding_never_leaks(config):
 
 
 def test_text_padding_never_leaks():
-    net = randomised(model.DurationPredictor(9, dim=16, blocks=2))
+    net = randomised(durations.DurationPredictor(9, dim=16, blocks=2))
     text = torch.tensor([[1, 5, 2, 0, 0]])
     assert torch.allclose(net(text)[:, :3], net(text[:, :3]), atol=1e-5)
     assert (net.predict(text)[0, :3] >= 1).all() and (net.predict(text)[0, 3:] == 0).all()
 
 
-@pytest.mark.parametrize("config", BACKBONES.values())
-def test_batch_of_one_and_of_four_speak_the_same(config):
-    bundle = tiny_bundle(config)
+@pytest.mark.parametrize("network, config", BACKBONES.values())
+def test_batch_of_one_and_of_four_speak_the_same(network, config):
+    bundle = tiny_bundle(config, network)
     ids = [torch.tensor([1, 4, 3, 2, 1]), torch.tensor([1, 2, 1]), torch.tensor([1, 9, 8, 7, 6, 5, 1]),
            torch.tensor([1, 3, 1])]
     four = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
@@ -510,10 +513,10 @@ def test_batch_of_one_and_of_four_speak_the_same(config):
     assert torch.equal(still, same) and not torch.allclose(four[0], still, atol=1e-2)
 
 
-@pytest.mark.parametrize("config", BACKBONES.values())
-def test_overfits_one_batch(config):
+@pytest.mark.parametrize("network, config", BACKBONES.values())
+def test_overfits_one_batch(network, config):
     torch.manual_seed(0)
-    net, batch = build(config), make_batch()
+    net, batch = network(config), make_batch()
     optimiser, losses = torch.optim.AdamW(net.parameters()), []
     for _ in range(60):
         loss, _ = teacher.cfm_loss(net, batch, torch.tensor([0.2, 0.7]))
@@ -528,10 +531,11 @@ def test_overfits_one_batch(config):
 # here without one.
 
 LEAST = replace(SMALL, depth=1, text_blocks=1)
-SWITCHES = dict(adaln=LEAST, pair=replace(LEAST, time="pair"), e2=replace(LEAST, enters="prepend"),
-                add=replace(LEAST, time="step", steps=(1, 4), enters="add"), unet=UNET,
-                prepend=replace(LEAST, time="step", steps=(1, 4), enters="prepend"),
-                frames=replace(LEAST, aligned=False), unet_pair=replace(UNET, time="pair"))
+PAIR, ADD = replace(LEAST, time="pair"), replace(LEAST, time="step", steps=(1, 4))
+FRAMES = f5_net.F5Config(**vars(LEAST), rotary_heads=1)
+SWITCHES = dict(adaln=(model.DiT, LEAST), pair=(model.DiT, PAIR), add=(model.DiT, ADD), e2=(e2.E2, LEAST),
+                prepend=(e2.E2, ADD), f5=(f5_net.F5, FRAMES), f5_e2=(e2.F5E2, FRAMES), unet=(unet.UNet, UNET),
+                unet_pair=(unet.UNet, replace(UNET, time="pair")))
 
 
 def on_meta(batch):
@@ -549,7 +553,8 @@ def test_the_meta_device_finds_a_tensor_of_another_device():
 @pytest.mark.parametrize("kind", SWITCHES)
 @pytest.mark.parametrize("known", [True, False])
 def test_network_and_sampler_on_another_device(kind, known):
-    net, batch = build(SWITCHES[kind]).to("meta"), on_meta(make_batch())
+    network, config = SWITCHES[kind]
+    net, batch = network(config).to("meta"), on_meta(make_batch())
     batch = dict(batch, known=batch["known"] if known else None, mask=batch["mask"] if known else None)
     for n, w in ((1, 0.0), (4, 0.7)):
         states = sample.rollout(net, batch, sample.cosine_grid(n), w)
@@ -564,7 +569,7 @@ def test_network_and_sampler_on_another_device(kind, known):
 
 def test_durations_on_another_device(monkeypatch):
     monkeypatch.setattr(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True)   # for [text > 0]
-    net, batch = model.DurationPredictor(SMALL.vocab).to("meta"), on_meta(make_batch())
+    net, batch = durations.DurationPredictor(SMALL.vocab).to("meta"), on_meta(make_batch())
     assert net.predict(batch["text"]).is_meta
     net.loss(batch["text"], batch["durations"]).backward()
     assert net.out.weight.grad.is_meta

@@ -5,21 +5,28 @@
 from common.cli import BadInput, Parser, cli
 from common.files import fit_weights, load_torch, save_torch
 
-from dataclasses import asdict, dataclass, fields
+import copy
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
-from networks import unet
-from data import MelSettings
-from model import SIZES, DiT, DiTConfig, DurationPredictor
+from networks import own, unet
+from data import MelSettings, renamed_mel
+from model import SIZES, DiT, DiTConfig
+from networks.durations import DurationPredictor
+from networks.e2 import E2, F5E2, FRAMED
+from networks.f5_net import F5, F5Config
 
 EXPECTED = "a checkpoint written by teacher.py, distill.py or f5.py"
-# teacher.py --backbone NAME -> network, its config, sizes, and what else is set in the config
-BACKBONES = {"dit": (DiT, DiTConfig, SIZES, {}),
-             "e2": (DiT, DiTConfig, SIZES, dict(enters="prepend")),               # E2-TTS: time is a frame
-             "f5": (DiT, DiTConfig, SIZES, dict(aligned=False)),                  # F5-TTS: no durations
-             "unet": (unet.UNet, unet.UNetConfig, unet.SIZES, {})}                # CosyVoice2, Matcha-TTS
+# teacher.py --backbone NAME -> network, its config, and the config's fields by --size
+BACKBONES = {"dit": (DiT, DiTConfig, SIZES),
+             "e2": (E2, DiTConfig, SIZES),                                        # E2-TTS: time is a frame
+             "f5": (F5, F5Config, SIZES),                                         # F5-TTS: no durations
+             "f5_e2": (F5E2, F5Config, SIZES),                                    # both
+             "unet": (unet.UNet, unet.UNetConfig, unet.SIZES),                    # CosyVoice2, Matcha-TTS
+             "own": (own.Own, own.OwnConfig, own.SIZES)}
 
 
 @dataclass
@@ -38,11 +45,12 @@ class Bundle:
     config: dict                    # the flags of the training run, for the record
 
 
-def save_checkpoint(path, b):
-    """Write Bundle b to path, whole or not at all; weights as float16."""
+def save_checkpoint(path, bundle):
+    """Write a Bundle to path, whole or not at all; weights as float16."""
     def pack(module):
         return {k: v.detach().cpu().half() for k, v in module.state_dict().items()}
-    backbone = next(name for name, (net, *_) in BACKBONES.items() if type(b.model) is net)
+    b = bundle
+    backbone = next(name for name, (network, *_) in BACKBONES.items() if type(b.model) is network)
     save_torch(path, dict(format="dsflow-1", backbone=backbone, dit=asdict(b.model.config),
                           model=pack(b.model), duration=pack(b.duration) if b.duration else None,
                           mel=asdict(b.settings), vocab=b.vocab, lang=b.lang, gauss=b.gauss,
@@ -72,6 +80,24 @@ def require(fits, what):
     """ValueError(what) unless fits."""
     if not fits:
         raise ValueError(what)
+
+
+def renamed(backbone, fields):
+    """A network as a checkpoint has it -> its name in BACKBONES and its config's fields, as they are today.
+
+    In older files all are a "dit" or the U-Net, and fields of the config tell E2-TTS's frame of time
+    (enters="prepend") and F5-TTS's text (aligned=False).
+    """
+    fields, frame = dict(fields), fields.get("enters") == "prepend"
+    if backbone == "dit":
+        backbone = {(False, True): "dit", (True, True): "e2", (False, False): "f5",
+                    (True, False): "f5_e2"}[frame, fields.get("aligned", True)]
+    for name in ("enters", "aligned"):
+        fields.pop(name, None)
+    for name, usual in (("mask_filler", True), ("rotary_heads", 0)):              # F5-TTS's alone
+        if fields.get(name) == usual:
+            del fields[name]
+    return backbone, fields
 
 
 def typed(kind, given):
@@ -147,10 +173,10 @@ def load_checkpoint(path, device="cpu"):
     hint = EXPECTED + " (F5-TTS's own goes through f5.py)" * str(path).endswith(".safetensors")
     c = load_torch(path, "dsflow-1", hint)
     try:
-        backbone = c["backbone"]
+        backbone, given = renamed(c["backbone"], c["dit"])
         require(backbone in BACKBONES, f"its network is {backbone!r}, not one of {', '.join(BACKBONES)}")
-        net, kind, *_ = BACKBONES[backbone]
-        config, settings = typed(kind, c["dit"]), typed(MelSettings, c["mel"])
+        network, kind, _ = BACKBONES[backbone]
+        config, settings = typed(kind, given), typed(MelSettings, renamed_mel(c["mel"]))
         check_sizes(config, settings, len(c["model"]))
         for name, step in c.get("steps", {}).items():                             # whole steps -> weights
             part, name = name.split(".", 1)
@@ -159,7 +185,7 @@ def load_checkpoint(path, device="cpu"):
                     f"steps: {name} has no step for each row of integers")
             c[part][name] = whole * step
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
-            model, duration = net(config), DurationPredictor(config.vocab) if c["duration"] else None
+            model, duration = network(config), DurationPredictor(config.vocab) if c["duration"] else None
         fit_weights(model, c["model"], "model")
         if duration:
             duration = fit_weights(duration, c["duration"], "duration").to(device).eval()
@@ -184,18 +210,34 @@ def load_student(path, flag, teacher, time, device="cpu"):
     """load_checkpoint(), frozen, which names the first thing in which it is no student of teacher, a Bundle,
     or none that is told `time`.
     """
-    def made_for(b, time):
-        sizes = asdict(b.model.config) | dict(time=time, steps=(), enters="")     # free to differ
-        return dict(network=type(b.model).__name__, mel=asdict(b.settings), lang=b.lang, symbols=b.vocab,
-                    **sizes)
+    def made_for(b, network, time):
+        sizes = asdict(b.model.config) | dict(time=time, steps=())                # steps are free to differ
+        return dict(network=network.__name__, mel=asdict(b.settings), lang=b.lang, symbols=b.vocab, **sizes)
     b = load_checkpoint(path, device)
-    found, want = made_for(b, b.model.config.time), made_for(teacher, time)
+    network, like, told = type(b.model), type(teacher.model), b.model.config.time
+    if told == "step" and network is FRAMED.get(like):                            # of --token prepend
+        network = like
+    found, want = made_for(b, network, told), made_for(teacher, like, time)
     for name, value in want.items():
         if found.get(name) != value:
             raise BadInput(f"{flag} {path}: its {name} is {found.get(name)!r:.80}; expected {value!r:.80}, "
                            "as --teacher and --method have it")
     b.model.requires_grad_(False)
     return b
+
+
+@torch.no_grad()
+def refit(student, steps):
+    """Student -> the same for other step counts: a new vector begins as that of the nearest count it had. A
+    network that is told times takes any count and stays as it is.
+    """
+    if student.config.time != "step":
+        return copy.deepcopy(student)
+    old, new = student.config.steps, tuple(sorted(steps))
+    other = type(student)(replace(student.config, steps=new)).to(next(student.parameters()))
+    nearest = [min(range(len(old)), key=lambda i: abs(math.log(old[i] / n))) for n in new]
+    other.load_state_dict(student.state_dict() | {"token.weight": student.token.weight[nearest]})
+    return other
 
 
 def main():

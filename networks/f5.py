@@ -17,12 +17,13 @@ import torch
 
 from networks.checkpoint import Bundle, save_checkpoint
 from data import MELS
-from model import DiT, DiTConfig, count_parameters
+from model import count_parameters
+from networks.f5_net import F5, F5Config
 
 # ------------------------------------------------------------------------------------------- official weights
 
-FLAVOURS = {"v0": dict(aligned=False, mask_filler=False, rotary_heads=1),         # F5TTS_Base, F5TTS_Small
-            "v1": dict(aligned=False)}                                            # F5TTS_v1_Base, v1_Small
+FLAVOURS = {"v0": dict(mask_filler=False, rotary_heads=1),                        # F5TTS_Base, F5TTS_Small
+            "v1": {}}                                                             # F5TTS_v1_Base, v1_Small
 NAMES = {"timestep.mlp": "time_embed.time_mlp", "text.embed": "text_embed.text_embed", "gamma": "grn.gamma",
          "text.blocks": "text_embed.text_blocks", "beta": "grn.beta", "proj_in": "input_embed.proj",
          "position.conv1": "input_embed.conv_pos_embed.conv1d.0", "adaln_out": "norm_out.linear",
@@ -68,17 +69,17 @@ def read_tensors(path):
 
 
 def load_network(path, flavour):
-    """Official file -> DiT in float32 on the CPU, of the tensors' sizes. BadInput: they do not fit."""
+    """Official file -> F5 in float32 on the CPU, of the tensors' sizes. BadInput: they do not fit."""
     file = read_tensors(path)
     shape = {name: tuple(tensor.shape) for name, tensor in file.items()}
     (inner, _), (hidden, _), (rows, E), (M, D) = (shape[name] for name in SIZES)
     d = 2 * file.get("rotary_embed.inv_freq", torch.zeros(32)).numel() or 64
-    config = DiTConfig(vocab=rows - 1, mels=M, dim=D, text_dim=E, heads=inner // d, head_dim=d,
-                       ff_mult=hidden // D, depth=sum(k.endswith("attn.to_q.weight") for k in file),
-                       text_blocks=sum(k.endswith("dwconv.weight") for k in file), **FLAVOURS[flavour])
+    config = F5Config(vocab=rows - 1, mels=M, dim=D, text_dim=E, heads=inner // d, head_dim=d,
+                      ff_mult=hidden // D, depth=sum(k.endswith("attn.to_q.weight") for k in file),
+                      text_blocks=sum(k.endswith("dwconv.weight") for k in file), **FLAVOURS[flavour])
     try:
         with torch.device("meta"):              # no memory, no initialisation: the file's tensors move in
-            model = DiT(config)
+            model = F5(config)
     except (ValueError, RuntimeError) as problem:
         raise BadInput(f"{path}: no DiT has its sizes ({problem})") from None
     weights, wrong, known = {}, [], {"rotary_embed.inv_freq"}

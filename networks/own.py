@@ -1,28 +1,27 @@
-"""A network of your own, whole: python own.py teacher --backbone own, then own.py distill, own.py sample."""
-import sys
+"""A network of your own, whole: python teacher.py --backbone own. For another, copy this file and add it to
+BACKBONES in checkpoint.py. Shapes: see model.py.
+"""
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-import distill
-import sample
-import teacher
-from networks.checkpoint import BACKBONES
-from common.cli import cli
 from model import ConvNeXtV2, TextEncoder, TimestepMLP, frame_text
 
 
 @dataclass(frozen=True)
-class Config:
+class OwnConfig:
     vocab: int
     mels: int = 80
     dim: int = 192
-    time: str = "t"             # "pair" for intmeanflow.py
+    time: str = "t"             # "pair" for IntMeanFlow
+
+
+SIZES = {"tiny": {}, "small": dict(dim=384), "base": dict(dim=768)}
 
 
 class Own(nn.Module):
-    tokens = False              # no adaLN for step tokens to replace
+    tokens = False              # there is no adaLN for step tokens to replace
 
     def __init__(self, config):
         super().__init__()
@@ -43,8 +42,3 @@ class Own(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.proj_out(x)                                                   # v (B, T, M)
-
-
-BACKBONES["own"] = (Own, Config, dict(tiny={}), {})
-if __name__ == "__main__":
-    cli(dict(teacher=teacher.main, distill=distill.main, sample=sample.main)[sys.argv.pop(1)])

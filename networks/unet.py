@@ -31,8 +31,6 @@ class UNetConfig:
     text_dim: int = 192
     text_blocks: int = 4
     time: str = "t"             # the switch: "t" or "pair"
-    enters: str = "residual"    # the one way here: added inside the residual blocks
-    rotary_heads: int = 0
 
 
 SIZES = {
@@ -77,7 +75,7 @@ class Stage(nn.Module):
         super().__init__()
         self.head_dim = c.head_dim
         self.res = ResBlock(width, c.dim)
-        self.block = Block(c)
+        self.block = Block(c, adaln=False)
 
     def forward(self, x, temb, mask):
         x = self.res(x, temb, mask)
@@ -92,7 +90,7 @@ class UNet(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.time in ("t", "pair") and c.enters == "residual", (c.time, c.enters)
+        assert c.time in ("t", "pair"), c.time
         self.text = TextEncoder(c.vocab, c.text_dim, c.text_blocks)
         self.timestep = TimestepMLP(c.dim, c.time == "pair")
         self.down1 = Stage(2 * c.mels + c.text_dim, c)

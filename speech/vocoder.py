@@ -22,7 +22,7 @@ from torch import nn
 from common.cli import BadInput, Parser, cli, count, need, number, pick_device
 from common.files import digest, fit_weights, load_torch, save_torch
 from common.run import Run, adamw, claim, ema_update, learning_rate, optimise, seed_update
-from data import MELS, MelSettings, log_mel, mel_spectrogram
+from data import MELS, MelSettings, log_mel, mel_spectrogram, renamed_mel
 from speech.audio import load_audio
 from speech.corpora import find_utterances
 from speech.discriminators import discriminators, generator_losses, hinge_loss, spectral_loss
@@ -71,7 +71,7 @@ def load_net(path, device="cpu"):
     """A vocoder.pt -> Vocoder, float32."""
     content = load_torch(path, FORMAT, "a vocoder.pt of vocoder.py")
     try:
-        net = fit_weights(Vocoder(MelSettings(**content["mel"])), content["net"], "net")
+        net = fit_weights(Vocoder(MelSettings(**renamed_mel(content["mel"]))), content["net"], "net")
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise BadInput(f"{path}: does not fit vocoder.py ({str(problem)[:120]}); train it anew") from None
     return net.to(device).eval()

@@ -18,6 +18,7 @@ import distill
 import speech.ears
 from measure import evaluate
 from networks import f5
+from networks.f5_net import F5, F5Config
 from speech import f5_text
 import model
 import sample
@@ -118,8 +119,8 @@ def test_base_and_its_student_count_as_published():
     """Counts on the meta device: 337,096,804 is F5TTS_Base with its 2545 tokens."""
     base = dict(vocab=2545, mels=100, dim=1024, depth=22, heads=16, text_dim=512)
     with torch.device("meta"):
-        net = model.DiT(model.DiTConfig(**base, **f5.FLAVOURS["v1"]))
-        student = model.DiT(model.DiTConfig(**base, **f5.FLAVOURS["v1"], time="step", enters="add", steps=(1, 2, 4)))
+        net = F5(F5Config(**base, **f5.FLAVOURS["v1"]))
+        student = F5(F5Config(**base, **f5.FLAVOURS["v1"], time="step", steps=(1, 2, 4)))
     (total, conditioning), (kept, vectors) = model.count_parameters(net), model.count_parameters(student)
     assert (total, conditioning) == (337_096_804, 141_959_168)
     assert (kept, vectors) == (total - conditioning + 2 * 1024 * (2 * 22 + 1) + 3 * 1024, 3 * 1024)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time as clock
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from measure import evaluate
 from networks import f5
 from methods import intmeanflow
 import model
-from networks import own
+from networks import durations, e2, f5_net
 from speech import prepare
 import sample
 import speech.ears
@@ -39,7 +40,7 @@ from measure import speed
 import teacher
 from speech import text
 from common.cli import BadInput
-from conftest import (BACKBONES, ROOT, SMALL, STEP, make_batch, randomised, run, start, start_many, tiny_bundle,
+from conftest import (BACKBONES, F5, ROOT, SMALL, STEP, make_batch, randomised, run, start, start_many, tiny_bundle,
                       write_wav)
 
 METHODS = distill.METHODS | intmeanflow.METHODS | baselines.METHODS | dmd.METHODS
@@ -62,9 +63,9 @@ def one_line(capsys):
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-@pytest.mark.parametrize("config", [*BACKBONES.values(), STEP])
-def test_checkpoint_round_trip(tmp_path, config):
-    b = tiny_bundle(config)
+@pytest.mark.parametrize("network, config", [*BACKBONES.values(), (model.DiT, STEP), (e2.F5E2, F5)])
+def test_checkpoint_round_trip(tmp_path, network, config):
+    b = tiny_bundle(config, network)
     checkpoint.save_checkpoint(tmp_path / "a.pt", b)
     c = checkpoint.load_checkpoint(tmp_path / "a.pt")
     for mine, loaded in ((b.model, c.model), (b.duration, c.duration)):
@@ -72,15 +73,15 @@ def test_checkpoint_round_trip(tmp_path, config):
         assert not loaded.training
     for name in ("settings", "vocab", "lang", "contract"):
         assert getattr(c, name) == getattr(b, name)
-    assert c.model.config == b.model.config
+    assert c.model.config == b.model.config and type(c.model) is network
     assert all(torch.equal(v, c.voices["a"][k]) for k, v in b.voices["a"].items())
     size = 2 * sum(p.numel() for net in (b.model, b.duration) for p in net.parameters()) + 8 * b.gauss["mean"].numel()
     assert (tmp_path / "a.pt").stat().st_size < size + 60_000                     # two bytes a weight
 
 
-@pytest.mark.parametrize("config", [*BACKBONES.values(), STEP])
-def test_a_small_checkpoint_has_each_weight_to_half_a_step(tmp_path, config, capsys):
-    b = tiny_bundle(config)
+@pytest.mark.parametrize("network, config", [*BACKBONES.values(), (model.DiT, STEP)])
+def test_a_small_checkpoint_has_each_weight_to_half_a_step(tmp_path, network, config, capsys):
+    b = tiny_bundle(config, network)
     checkpoint.save_checkpoint(tmp_path / "a.pt", b)
     assert run(checkpoint, tmp_path / "a.pt", tmp_path / "b.pt") == 0
     assert (tmp_path / "b.pt").stat().st_size < (tmp_path / "a.pt").stat().st_size
@@ -234,7 +235,7 @@ def test_accumulation_equals_the_joint_batch(method, monkeypatch):
 def test_accumulated_durations_equal_the_joint_batch():
     """A part's duration loss counts by its symbols (dropout, which each part draws anew, is off here)."""
     batch = {k: v for k, v in make_batch((14, 13, 9, 8, 7)).items() if k not in ("u", "coin")}
-    net, gradients = model.DurationPredictor(SMALL.vocab, 16, 1).eval(), []
+    net, gradients = durations.DurationPredictor(SMALL.vocab, 16, 1).eval(), []
     for parts in (1, 3):
         net.zero_grad()
         for part in common.run.parts(batch, parts):
@@ -405,7 +406,7 @@ def test_progressive_distillation_is_three_runs(trained, tmp_path, capsys, bare)
     assert run(baselines, *wrong, tmp_path / "nowhere.pt") == 2 and "no such file" in one_line(capsys)
     assert run(baselines, *wrong, trained.teacher) == 2 and "its time is 't'" in one_line(capsys)
     other = checkpoint.load_checkpoint(tmp_path / "4" / "student.pt")
-    right, other.model = other.model, randomised(model.DiT(model.replace(other.model.config, dim=64)))
+    right, other.model = other.model, randomised(model.DiT(replace(other.model.config, dim=64)))
     checkpoint.save_checkpoint(tmp_path / "other.pt", other)
     assert run(baselines, *wrong, tmp_path / "other.pt") == 2 and "its dim is 64" in one_line(capsys)
     other.model, other.vocab = right, other.vocab[::-1]                           # as many symbols, other ones
@@ -424,26 +425,57 @@ def test_every_backbone_is_distilled_and_speaks(trained, tmp_path, name, bare, m
     assert run(intmeanflow, *trained.flags, *of, *few, "--out", tmp_path / "i") == 0
     for folder, steps, time in (("s", 2, "t" if name == "unet" else "step"), ("i", 3, "pair")):
         assert run(sample, "--ckpt", tmp_path / folder / "student.pt", "--steps", steps, *words) == 0
-        config = checkpoint.load_checkpoint(tmp_path / folder / "student.pt").model.config
-        assert config.time == time and type(config) is type(BACKBONES[name])
+        student = checkpoint.load_checkpoint(tmp_path / folder / "student.pt").model
+        assert student.config.time == time and type(student) is BACKBONES[name][0]
     assert run(distill, *trained.flags, *trained.of, *few, "--out", tmp_path / "no", "--init",
                tmp_path / "i" / "student.pt") == 2
 
 
-def test_the_readmes_own_network_trains_distils_and_speaks(trained, tmp_path, bare, capsys, monkeypatch):
+def test_a_network_of_your_own_trains_distils_and_speaks(trained, tmp_path, bare, capsys, monkeypatch):
+    """own.py is a whole one in under 40 lines, and an ordinary --backbone."""
     quick_sound(monkeypatch)
     few = [*trained.flags, "--max_iters", 1]
-    for words in (["teacher", *few, "--backbone", "own", "--out", tmp_path / "t"],
-                  ["distill", *few, "--pool", 1, "--count", 1, "--teacher", tmp_path / "t" / "teacher.pt", "--out",
-                   tmp_path / "s"],
-                  ["sample", "--ckpt", tmp_path / "s" / "student.pt", "--text", "hello", "--out", tmp_path / "x.wav"]):
-        assert run(own, *words) == 0
+    of = [*few, "--pool", 1, "--count", 1, "--teacher", tmp_path / "t" / "teacher.pt"]
+    assert run(teacher, *few, "--backbone", "own", "--out", tmp_path / "t") == 0
+    assert run(distill, *of, "--out", tmp_path / "s") == 0
+    assert run(sample, "--ckpt", tmp_path / "s" / "student.pt", "--text", "hello", "--out", tmp_path / "x.wav") == 0
     assert (tmp_path / "x.wav").is_file()
-    assert run(own, "distill", *few, "--teacher", tmp_path / "t" / "teacher.pt", "--recompute", "--out",
-               tmp_path / "r") == 2
-    assert "--recompute: Own has no way to" in one_line(capsys)                    # not ignored
+    assert run(distill, *of, "--recompute", "--out", tmp_path / "r") == 2
+    assert "--recompute: Own has no way to" in one_line(capsys)                   # not ignored
     lines = (ROOT / "networks/own.py").read_text().splitlines()
     assert len([line for line in lines if line.strip()]) < 40
+
+
+def test_a_student_whose_token_is_a_frame(trained, tmp_path, bare, monkeypatch):
+    """--token prepend, of a DiT and of F5-TTS's network: trains, speaks, and goes on by --init."""
+    quick_sound(monkeypatch)
+    few = [*trained.flags, "--max_iters", 1, "--pool", 1, "--count", 1, "--teacher"]
+    for name, network in (("dit", e2.E2), ("f5", e2.F5E2)):
+        of, path = [*few, trained.of_each[name], "--out"], tmp_path / name / "student.pt"
+        assert run(distill, *of, path.parent, "--token", "prepend") == 0
+        student = checkpoint.load_checkpoint(path).model
+        assert type(student) is network and student.config.time == "step"
+        assert run(sample, "--ckpt", path, "--text", "hello there", "--out", tmp_path / "x.wav") == 0
+        assert run(distill, *of, tmp_path / f"{name} on", "--init", path, "--steps", 3) == 0
+        assert type(checkpoint.load_checkpoint(tmp_path / f"{name} on" / "student.pt").model) is network
+
+
+@pytest.mark.parametrize("network, config, told", [
+    (model.DiT, SMALL, dict(enters="adaln", aligned=True)), (model.DiT, STEP, dict(enters="add", aligned=True)),
+    (e2.E2, STEP, dict(enters="prepend", aligned=True)), (e2.F5E2, F5, dict(enters="prepend", aligned=False)),
+    (f5_net.F5, replace(F5, mask_filler=False, rotary_heads=1), dict(enters="adaln", aligned=False))])
+def test_older_checkpoints_load(tmp_path, network, config, told):
+    """Then all networks but the U-Net were one, by four fields of its config, and a mel's epsilon had no name."""
+    b = tiny_bundle(config, network)
+    b.settings = replace(b.settings, epsilon=1e-9)
+    checkpoint.save_checkpoint(tmp_path / "new.pt", b)
+    content = torch.load(tmp_path / "new.pt", weights_only=True)
+    content["dit"] = dict(mask_filler=True, rotary_heads=0) | content["dit"] | told
+    content["mel"]["power"] = content["mel"].pop("epsilon")
+    torch.save(content | dict(backbone="dit"), tmp_path / "old.pt")
+    new, old = (checkpoint.load_checkpoint(tmp_path / name) for name in ("new.pt", "old.pt"))
+    assert type(old.model) is network and old.model.config == config and old.settings == b.settings
+    assert all(map(torch.equal, old.model.parameters(), new.model.parameters()))
 
 
 @pytest.mark.parametrize("module, method, name", [(teacher, None, name) for name in BACKBONES] + [
@@ -889,7 +921,6 @@ def test_imports_run_one_way_by_file_and_by_folder():
     floor = [{"model", "common"}, {"data"}, {"speech"}, {"networks"}, {"sample"}, {"teacher"}, {"distill"}, {"methods"},
              {"measure"}]
     level = {name: n for n, names in enumerate(floor) for name in names}
-    graph.pop("networks/own")                   # runs the commands, as a file of a forker's does
     for name, above in graph.items():
         for other in above:
             assert level[other.split("/")[0]] <= level[name.split("/")[0]], f"{name} imports {other}"
