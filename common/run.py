@@ -404,9 +404,9 @@ def draw(parts, names, g, most=6):
     They are drawn for the J items together, so that cutting the batch changes none; and `most` an item
     however many have a name, so that a method that needs one more has the same ones otherwise.
     """
-    numbers = torch.rand(parts[0]["joint"], most, generator=g)                    # (J, most)
+    numbers = torch.rand(parts[0]["joint"], max(most, len(names)), generator=g)   # (J, most)
     coin = float(torch.rand((), generator=g))
-    columns = dict(zip(names, numbers.T, strict=False))                           # (J,) each
+    columns = dict(zip(names, numbers.T))                                         # (J,) each
     return [dict(part, u={name: column[part["rows"]].to(part["mask"].device)
                           for name, column in columns.items()}, coin=coin) for part in parts]
 

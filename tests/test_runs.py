@@ -193,6 +193,8 @@ def test_parts_of_a_batch_hold_each_item_once_and_draw_what_the_whole_draws(monk
     (whole,) = common.run.draw(common.run.parts(batch, 1), names, seed(3))
     (more,) = common.run.draw(common.run.parts(batch, 1), (*names, "chord"), seed(3))
     assert torch.equal(more["u"]["term"], whole["u"]["term"]) and more["coin"] == whole["coin"]
+    (many,) = common.run.draw(common.run.parts(batch, 1), tuple("abcdefghi"), seed(3))
+    assert len(many["u"]) == 9 and all(u.shape == (5,) for u in many["u"].values())
     for ranks, accumulate in ((1, 3), (2, 2), (8, 1)):
         found = []
         for rank in range(ranks):
