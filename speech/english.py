@@ -199,17 +199,17 @@ def roman(m):
 def power(m):
     """x⁻¹⁰; ² and ³ alone have names of their own."""
     exponent = "".join(SUPER.get(c, "") for c in m[0])
-    return m[0] if m[0] in "²³" else f" to the power of {'minus ' * ('⁻' in m[0])}{exponent} "
+    return m[0] if m[0] in ("²", "³") else f" to the power of {'minus ' * ('⁻' in m[0])}{exponent} "
 
 
 DATE = r"\d{4}-\d\d-\d\d|\d\d?([-/.])\d\d?\1\d{4}"
 # What has its own pauses, or none where text.py would hear one.
 GROUPS = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"(?<![\w+])\+\d{1,15}\)?(?:[ ./-]?\(?\d{1,14}\)?)*", grouped),             # +44 (0)20 7946 0958
+    (r"(?<![\w.+/=-])\d{4,6}(?: \d{4,6}){2,}(?: \d{1,4})?(?![\w-]|\.\d)|\b\d{5}-\d{4}\b", grouped),
     (r"(?<![\w.+/=-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-]|\.\d)", grouped),
     (r"(?<![\w.+/=:-])\(?0\d{0,4}\)?(?:(?: |-|/| - )\d{1,8})+(?![\w-]|[.:/]\d)", grouped),   # 020 7946 0958
     (r"(?<![\w.+/=-])\d+(?:-\d+){2,}(?:-X)?(?![\w-]|\.\d)|(?<![\w.+/=-])97[89](?: \d+){3,4}\b", grouped),
-    (r"(?<![\w.+/=-])\d{4,6}(?: \d{4,6}){2,}(?: \d{1,4})?(?![\w-]|\.\d)|\b\d{5}-\d{4}\b", grouped),
     (r"(?i)\b((?:call|dial|phone|ring)\w*) (911|999|112|988)\b", lambda m: f"{m[1]} {digits(m[2])}"),
     (rf"(?<=\d)( ?(?:{UNIT}|[kKM]|bn|tn))(?:[-–—](?=\d)| [-–—] (?=\d[\d.,]* ?(?:{UNIT})(?!\w)))", r"\1 to "),
 ]]
@@ -246,7 +246,7 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (rf"(\b(?:[Aa]n?|[Aa]nother) )?(?:\b({'|'.join(DOLLARS)})(?=\$))?([$€£¥])\s?({NUMBER}(?:[-–]{NUMBER})?)"
      r"(?:[\s-]?(k|m|b|bn|mn|tn|K|M|B|thousand|million|billion|trillion)\b)?"
      rf"(?=( (?:{PRICED})s?\b)?)", money),
-    (rf"(?<![\w.,])({NUMBER})(?: ?(mn|bn|tn)|(?<!\b4)(?<!\b8)([kK])|(?<!\b3)(M)|(?<=\.\d)(B))\b"
+    (rf"(?<![\w.,])({NUMBER})(?: ?(mn|bn|tn)|(?<!\b4)(?<!\b8)([kK])|(?<!(?<![.\d])3)(M)|(?<=\.\d)(B))\b"
      "(?! (?:run|race)\\b)", lambda m: f" {m[1]} {SCALES[m[m.lastindex].lower()]} "),  # 3M: a company
     (rf"({NUMBER})\s?([€£¥¢])", lambda m: f" {of(m[1], COINS[m[2]][0])} "),
     (r"(?:\b(\d+) )?(?<![\d/])(?<!\d\.)(\d+)/(\d+)(?:(nd|rd|th)s?\b)?(?![\d/]|\.\d)", fraction),

@@ -8,6 +8,7 @@ import pytest
 
 from speech import text
 from common.cli import BadInput
+from conftest import ROOT
 
 SPOKEN = """
 It was -5 degrees. | it was minus five degrees
@@ -214,6 +215,16 @@ def test_letters_are_those_of_the_words_with_marks_and_a_silence_after_each_sent
         " doctor smith paid twenty dollars, why? no. "
     ids, dropped = text.encode("Abba, C", " abc.", "letters")
     assert ids.tolist() == [1, 2, 3, 3, 2, 1, 4, 5, 1] and dropped == {","}
+
+
+PAIRS = (ROOT / "tests" / "english_pairs.tsv").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_pairs_of_written_and_spoken_english(pair):
+    written, expected = pair.replace("\\n", "\n").split("\t")
+    assert text.spoken(written).lower() == expected.lower()
+    assert text.read_text(written)[1] == []
 
 
 def test_unread_is_named():
