@@ -121,8 +121,7 @@ def make_voice(b, path, words):
 def encode_checked(words, b, flag):
     """encode() for a user's text: names the symbols it drops, and refuses a text with nothing to say."""
     ids, dropped = reader.encode(words, b.vocab, b.lang)
-    if dropped:
-        print(f"{flag}: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+    reader.tell(flag, words, b.lang, dropped)
     if not any(b.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist()):
         raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
     return ids
@@ -132,9 +131,7 @@ def chunks(b, words, voice, speed, flag="--text"):
     """--text -> its sentences as speak() takes them, (L,) ids each; without those with nothing to say."""
     found, unread = reader.chunks(words, b.lang)
     ids, unknown = zip(*(reader.to_ids(symbols, b.vocab) for _, symbols in found)) if found else ([], [])
-    dropped = set(unread).union(*unknown)
-    if dropped:
-        print(f"{flag}: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+    reader.tell(flag, words, b.lang, set(unread).union(*unknown))
     if not found:
         raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
     return list(ids)

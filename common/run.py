@@ -41,7 +41,7 @@ def add_flags(add, out, **default):
         help="checkpoints, log, tables, pictures and audio go here (default %(default)s)")
     add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
     add("--keep_outliers", action="store_true", help="take recordings whose text and sound do not fit")
-    add("--keep_unknown", action="store_true", help="drop symbols that the checkpoint lacks, however many")
+    add("--keep_unknown", action="store_true", help="take texts that lose letters or are of another language")
     add("--max_iters", type=count(), default=default["max_iters"], help="updates (default %(default)s)")
     add("--batch_frames", type=count(), default=default["batch_frames"],
         help="mel frames per update, padding included (default %(default)s)")

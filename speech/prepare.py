@@ -84,18 +84,19 @@ CACHE_VERSION = 11          # count it up when this, find, data, text or align c
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,
-            keep_unknown=False):
+            keep_unknown=None):
     """Corpus folder -> Corpus, computed once and cached under cache/NAME-KEY.
 
     lang, vocab: how a checkpoint reads text and its symbols (None: those of the corpus). keep_outliers: also
-    recordings whose text does not fit; keep_unknown: also where vocab damages over 1 % of the texts. KEY is a
-    hash of the settings, those four and every recording's name, text, speaker, size and time, so that any
-    change makes a new entry. The entry is built in a temporary folder and renamed into place: two processes
-    that start at once both succeed. What a killed one leaves, or an entry that was damaged, is made anew.
+    recordings whose text does not fit; keep_unknown: also where vocab damages over 1 % of the texts, or they
+    are not of lang, English; None where the command has no such flag. KEY is a hash of the settings, those
+    four and every recording's name, text, speaker, size and time, so that any change makes a new entry. The
+    entry is built in a temporary folder and renamed into place: two processes that start at once both
+    succeed. What a killed one leaves, or an entry that was damaged, is made anew.
     """
     found, skipped = find_utterances(folder)
     stamp = [(n, str(p), t, who, p.stat().st_size, p.stat().st_mtime_ns) for n, p, t, who in found]
-    key = json.dumps([asdict(settings), lang, vocab, stamp, skipped, keep_outliers, keep_unknown,
+    key = json.dumps([asdict(settings), lang, vocab, stamp, skipped, keep_outliers, bool(keep_unknown),
                       CACHE_VERSION])
     target = Path(cache) / f"{Path(folder).resolve().name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     Path(cache).mkdir(parents=True, exist_ok=True)
@@ -164,10 +165,17 @@ def remove_leftovers(cache):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def refuse_unknown(found, coded, keep_unknown, folder):
+def refuse_unknown(found, coded, lang, of_checkpoint, keep_unknown, folder):
     """Say what of the texts no symbol stands for, by language or a checkpoint's vocabulary, and how many
-    texts lose letters. BadInput where those are over 1 %, unless keep_unknown.
+    texts lose letters. BadInput where those are over 1 %, and for texts that are not English where lang is,
+    unless keep_unknown. None: the command has no such flag, so it is not advised.
     """
+    why = f"the checkpoint reads {lang}" if of_checkpoint else f"is --lang {lang} right?"
+    way_out = f"{why}; --keep_unknown takes them" if keep_unknown is not None else why
+    if doubt := reader.not_english("\n".join(words for _, _, words, _ in found[:2000]), lang):
+        if not keep_unknown and len(found) > 3:
+            raise BadInput(f"--data {folder}: {doubt} {way_out}")
+        print(doubt)
     lacking = set().union(*(dropped for _, dropped in coded))
     damaged = [row[0] for row, (_, dropped) in zip(found, coded) if any(map(letters, dropped))]
     if lacking:
@@ -175,15 +183,16 @@ def refuse_unknown(found, coded, keep_unknown, folder):
         told = (f"cannot be spoken: {' '.join(sorted(lacking))}: {len(damaged)} of {len(found)} texts lose "
                 f"letters{first}")
         if len(damaged) > 0.01 * len(found) and not keep_unknown:
-            raise BadInput(f"--data {folder}: {told}; is --lang right? --keep_unknown drops them")
+            raise BadInput(f"--data {folder}: {told}; {way_out}")
         print(told)
 
 
 def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, keep_unknown):
     """Mels of all usable recordings into out/mel.f16, then alignment, then the index; adds to skipped."""
+    of_checkpoint = vocab is not None
     vocab = vocab or sorted({symbol for _, _, words, _ in found for symbol in reader.symbols(words, lang)[0]})
     coded = [reader.encode(words, vocab, lang) for _, _, words, _ in found]
-    refuse_unknown(found, coded, keep_unknown, folder)
+    refuse_unknown(found, coded, lang, of_checkpoint, keep_unknown, folder)
     rows, ids, frames, counts, seconds = [], [], [], [], []
     size = np.array([letters(symbol) for symbol in vocab])
     with open(out / "mel.f16", "wb") as file:
@@ -309,12 +318,14 @@ def main():
         help="where the alignment picture goes (default %(default)s)")
     add("--lang", default="en-us", help="how its texts are read, see text.py (default %(default)s)")
     add("--keep_outliers", action="store_true", help="take recordings whose text and sound do not fit")
+    add("--keep_unknown", action="store_true", help="take texts that lose letters or are of another language")
     add("--download", choices=sorted(DOWNLOADS), help="fetch this corpus first, into --data (default data)")
     flags = p.parse_args()
     if flags.download:
         url, sha256, inner = DOWNLOADS[flags.download]
         flags.data = download(url, sha256, "data" if flags.data == "corpus" else flags.data) / inner
-    corpus = prepare(flags.data, lang=flags.lang, cache=flags.cache, keep_outliers=flags.keep_outliers)
+    corpus = prepare(flags.data, lang=flags.lang, cache=flags.cache, keep_outliers=flags.keep_outliers,
+                     keep_unknown=flags.keep_unknown)
     print(f"{flags.data}: {len(corpus.names)} recordings, {corpus.hours():.2f} h, "
           f"{len(corpus.train)} to train on, {len(corpus.held)} held out")
     for speaker in sorted(set(corpus.speakers)):

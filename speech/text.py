@@ -166,6 +166,37 @@ def pronounce(sentence, lang):
     return (*found, mark) if found else (), (*said, mark), tuple(unread)
 
 
+COMMON = set("the of and to that with for it you this his from they which not are by there would about said "
+             "has have were when who if out up than been can could them some into then its only these two such "
+             "she we at be but all what where how your my our their".split())        # hardly one is German
+
+
+def not_english(text, lang):
+    """Where an English reader is given a text of another language: what a line says of it. Else "".
+
+    A quarter of its words is in no lexicon, and hardly one is of the commonest. Words with a capital do not
+    count, so English with foreign names is English, and so is a text of under four words in small letters.
+    """
+    if not (lang.startswith("en") or lang == "letters"):
+        return ""
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.replace("’", "'"))
+    counted = collections.Counter(word.lower() for word in words if word[0].islower() or text.isupper())
+    known, n = reader("en-us" if lang == "letters" else lang)[1], counted.total()
+    lacking = sum(times for word, times in counted.items() if not known(word))
+    common = sum(word.lower() in COMMON for word in words)
+    if n < 4 or lacking < max(3, 0.25 * n) or common > 0.08 * len(words):
+        return ""
+    return f"{lacking:,} of {n:,} words in small letters are not in the English lexicon; is it English?"
+
+
+def tell(flag, text, lang, dropped):
+    """Say of a text to speak what has no sound, and that it may be of another language."""
+    if dropped:
+        print(f"{flag}: cannot be spoken and is left out: {' '.join(sorted(dropped))}")
+    if doubt := not_english(text, lang):
+        print(f"{flag}: {doubt} It is read as if it were")
+
+
 # -------------------------------------------------------------------------------------------------- sentences
 
 

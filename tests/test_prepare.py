@@ -407,7 +407,9 @@ def test_letters_that_a_checkpoint_lacks_stop_it(tmp_path, capsys, letter, stops
     vocab = "".join(sorted({*" .", *"".join(LINES)} - {letter}))
     if stops:
         with pytest.raises(BadInput, match="cannot be spoken: .*8 of 8 texts lose letters.*--keep_unknown"):
-            prepare.prepare(folder, lang="none", vocab=vocab, cache=cache)
+            prepare.prepare(folder, lang="none", vocab=vocab, cache=cache, keep_unknown=False)
+        with pytest.raises(BadInput, match="texts lose letters, the first: .*; the checkpoint reads none$"):
+            prepare.prepare(folder, lang="none", vocab=vocab, cache=cache)            # no such flag: no such advice
         assert not list(cache.iterdir())
     corpus = prepare.prepare(folder, lang="none", vocab=vocab, cache=cache, keep_unknown=stops)
     assert corpus.vocab == vocab and len(corpus.names) == 8
@@ -419,6 +421,24 @@ def patched(path, place, content):
     with open(path, "r+b") as file:
         file.seek(place)
         file.write(content)
+
+
+OTHERS = {"de": "Der Bäcker bringt heute neun warme Brote und will dafür nichts haben.",
+          "es": "Mi vecina riega las plantas cada noche cuando vuelve del trabajo.",
+          "pl": "Moja sąsiadka podlewa kwiaty każdego wieczoru, kiedy wraca do domu.",
+          "it": "La mia vicina annaffia i fiori ogni sera quando torna dal lavoro."}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_corpus_of_another_language_is_not_read_as_english(tmp_path, capsys, other):
+    folder, cache = make(tmp_path / "c", lines=[OTHERS[other]] * 5), tmp_path / "cache"
+    with pytest.raises(BadInput, match="words in small letters are not in the English.*is --lang en-us right[?]; --keep"):
+        prepare.prepare(folder, cache=cache, keep_unknown=False)
+    with pytest.raises(BadInput, match="the checkpoint reads en-us$"):
+        prepare.prepare(folder, vocab=list(" .a"), cache=cache)
+    assert len(prepare.prepare(folder, cache=cache, keep_unknown=True).names) == 5
+    assert "is it English?" in capsys.readouterr().out
+    prepare.prepare(folder, lang="none", cache=cache)
 
 
 def entry(cache):

@@ -251,6 +251,28 @@ def test_languages():
             text.read_text("a", lang)
 
 
+@pytest.mark.parametrize("written", [
+    "Krzysztof Wojciechowski and Guðrún Sigurðardóttir met Xiuying Ouyang in Szczecin.", "Hi Jürgen.", "ok", "",
+    "Tchaikovsky, Rachmaninoff, Szymanowski, Lutosławski, Penderecki", "THE QUICK FOX", "hmm hm brr",
+    "We ordered gnocchi, tagliatelle and prosciutto, then sauerkraut with knödel for the children.",
+    "The old zorbs did glimp and snarkle in the wabe, and all of them were frumious."])
+def test_english_with_names_is_english(written):
+    assert not text.not_english(written, "en-us") and not text.not_english(written, "letters")
+
+
+@pytest.mark.parametrize("written", [
+    "Meine Schwester wohnt seit drei Jahren in einer kleinen Wohnung und sucht jetzt ein Haus.",
+    "Mi hermana vive desde hace tres años en un piso pequeño y ahora busca una casa.",
+    "Moja siostra od trzech lat mieszka w małym mieszkaniu i teraz szuka domu.",
+    "Mia sorella abita da tre anni in un piccolo appartamento e adesso cerca una casa.",
+    "Ma sœur habite depuis trois ans dans un petit appartement et cherche maintenant une maison.",
+    "MI HERMANA VIVE DESDE HACE TRES AÑOS EN UN PISO PEQUEÑO"])
+def test_another_language_read_as_english_is_told(written, capsys):
+    text.tell("--text", written, "en-us", set())
+    assert re.fullmatch(r"--text: \d+ of \d+ words.*is it English[?] It is read as if it were\n", capsys.readouterr().out)
+    assert not text.not_english(written, "none") and not text.not_english(written, "f5")
+
+
 @pytest.mark.parametrize("lang, written, expected", [
     ("de", "20 Gäste, 50%, -5 °C, 3,5 und 1.000 €.",
      "zwanzig Gäste fünfzig Prozent minus fünf Grad C drei Komma fünf und eintausend Euro"),
