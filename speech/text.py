@@ -167,8 +167,8 @@ def pronounce(sentence, lang):
 
 
 COMMON = set("the of and to that with for it you this his from they which not are by there would about said "
-             "has have were when who if out up than been can could them some into then its only these two such "
-             "she we at be but all what where how your my our their".split())        # hardly one is German
+             "has have were when who if out up than been can could them some into then its only these two "
+             "such she we at be but all what where how your my our their".split())      # hardly one is German
 
 
 def not_english(text, lang):

@@ -252,7 +252,8 @@ def test_languages():
 
 
 @pytest.mark.parametrize("written", [
-    "Krzysztof Wojciechowski and Guðrún Sigurðardóttir met Xiuying Ouyang in Szczecin.", "Hi Jürgen.", "ok", "",
+    "Krzysztof Wojciechowski and Guðrún Sigurðardóttir met Xiuying Ouyang in Szczecin.", "Hi Jürgen.", "",
+    "ok",
     "Tchaikovsky, Rachmaninoff, Szymanowski, Lutosławski, Penderecki", "THE QUICK FOX", "hmm hm brr",
     "We ordered gnocchi, tagliatelle and prosciutto, then sauerkraut with knödel for the children.",
     "The old zorbs did glimp and snarkle in the wabe, and all of them were frumious."])
@@ -269,7 +270,8 @@ def test_english_with_names_is_english(written):
     "MI HERMANA VIVE DESDE HACE TRES AÑOS EN UN PISO PEQUEÑO"])
 def test_another_language_read_as_english_is_told(written, capsys):
     text.tell("--text", written, "en-us", set())
-    assert re.fullmatch(r"--text: \d+ of \d+ words.*is it English[?] It is read as if it were\n", capsys.readouterr().out)
+    told = capsys.readouterr().out
+    assert re.fullmatch(r"--text: \d+ of \d+ words.*is it English[?] It is read as if it were\n", told)
     assert not text.not_english(written, "none") and not text.not_english(written, "f5")
 
 
@@ -306,9 +308,11 @@ See [the note][1] \\* and <https://example.com/a>.
 def test_markdown_is_read_as_its_page_shows_it():
     assert text.split(PAGE, "en-us") == [
         "Packing list.", "Take two pairs of warm socks.", "one a red flask of tea, a map, and 3 m of rope",
-        "Item, Weight.", "tent, 2 kg.", "Stove, 300 g.", "make tea", "See the note * and <https://example.com/a>.",
+        "Item, Weight.", "tent, 2 kg.", "Stove, 300 g.", "make tea",
+        "See the note * and <https://example.com/a>.",
         "Wool is best."]
-    for plain in ("Add [noise] here.", "a_b and c_d", "We saw #5 there.", "a | b", "It is *not a list", "5 * 3 * 2 = 30"):
+    for plain in ("Add [noise] here.", "a_b and c_d", "We saw #5 there.", "a | b", "It is *not a list",
+                  "5 * 3 * 2 = 30"):
         assert text.clean(plain) == plain
     assert text.spoken("2*3*4") == "two times three times four"
     assert text.spoken("Tea is old.[3][4] It grows here.\u00b9 So it does[12] say.") == \
@@ -320,15 +324,19 @@ def test_markdown_is_read_as_its_page_shows_it():
     ("a full-\nlength coat", "a full-length coat"), ("her mother-in-\nlaw came", "her mother-in-law came"),
     ("the Anglo-\nSaxon kings", "the Anglo-Saxon kings"), ("THE GAR-\nDENER", "THE GARDENER"),
     ("He zorb-\ned twice.", "He zorbed twice."), ("under\u00ad\nneath it", "underneath it"),
-    ("a win\u2010\ndow", "a window"), ("Wait -\nand see", "Wait - and see"), ("from 5-\n6 of", "from 5-6 of"), ("a 20-\nyear-\nold", "a 20-year-old")])
+    ("a win\u2010\ndow", "a window"),
+    ("Wait -\nand see", "Wait - and see"), ("from 5-\n6 of", "from 5-6 of"),
+    ("a 20-\nyear-\nold", "a 20-year-old")])
 def test_words_broken_at_a_lines_end_are_whole(written, joined):
     assert " ".join(text.split(written, "en-us")).replace(" ,", ",") == joined
 
 
 def test_lines_as_long_as_broken_ones_go_on_without_a_pause():
-    page = "The gardener had been remark-\nably quiet about all of his\nplans for the coming winter\nand its long nights."
+    page = "The gardener had been remark-\nably quiet about all of his\n" \
+        "plans for the coming winter\nand its long nights."
     assert text.split(page, "en-us") == [
-        "The gardener had been remarkably quiet about all of his plans for the coming winter and its long nights."]
+        "The gardener had been remarkably quiet about all of his "
+        "plans for the coming winter and its long nights."]
     assert text.split("Er ging lang-\nsam nach Hause.", "none") == ["Er ging langsam nach Hause."]
 
 
