@@ -2,7 +2,30 @@
 
 prepare.py makes the corpora that Corpus reads, with text.py's symbols and align.py's durations.
 
-Shapes: B batch, T mel frames, L symbols of text, M mel bands.
+A BATCH is a dict, which gathers keys on its way from collate() to a loss:
+    key           shape             what it is                                added by        read by
+    mel           (B, T, M)         normalised log mel, padding 0             collate         infill, cfm_loss
+    mask          (B, T) bool       frames that are no padding                collate         networks, infill
+    text          (B, L)            symbol ids from 1 on, padding 0           collate         embed_text
+    durations     (B, L)            frames of each symbol                     collate         their predictor
+    align         (B, T)            place of the symbol a frame speaks        collate         embed_text
+    known         (B, T) bool       frames that are given                     infill          rollout
+    todo          (B, T) bool       frames to generate: mask without known    infill          losses
+    ref           (B, T, M)         mel where known, else 0                   infill          networks
+    x0            (B, T, M)         noise                                     infill          cfm_loss, rollout
+    drop          (B,) bool         items that get no text                    infill          cfm_loss
+    t             (B,)              time at which a teacher trains            teacher.py      cfm_loss
+    joint         int               items in the update, of which B are here  parts           draw
+    rows          (B,)              their numbers among those                 parts           draw
+    frame_share   ()                their share of the update's todo frames   parts           the loops
+    symbol_share  ()                their share of its symbols                parts           teacher.py
+    states        (I + 1, B, T, M)  the teacher's, at ends of intervals       teacher_states  losses
+    grid          (I + 1,)          their times, from 0 to 1                  teacher_states  losses
+    w             float             the guidance that made them               teacher_states  dmd_loss
+    u             {name: (B,)}      uniform numbers, named by a Method        draw            losses
+    coin          float             one more, for all items                   draw            dsflow_loss
+
+Shapes: B batch, T mel frames, L symbols of text, M mel bands, I intervals of a trajectory.
 """
 import functools
 import json
@@ -136,9 +159,8 @@ class Corpus:
 def batch_indices(frames, max_frames, seed):
     """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames.
 
-    A longer utterance is a batch of its own. Deterministic in seed: a resumed run skips what it has done with
-    itertools.islice and meets the same ones. Of an hour of sentences, 1 % is padding at 800 frames and 4 % at
-    8,000, against 13 % and 44 % in random order.
+    A longer utterance is a batch of its own. Deterministic in seed, so a resumed run meets the same ones. Of an
+    hour of sentences 1 % is padding at 800 frames and 4 % at 8,000, against 13 % and 44 % in random order.
     """
     g = torch.Generator().manual_seed(seed)
     while True:
@@ -156,10 +178,7 @@ def batch_indices(frames, max_frames, seed):
 
 
 def collate(corpus, items):
-    """Utterance numbers -> batch of padded tensors; padding is 0 and mask says what is real.
-
-    mel (B, T, M), mask (B, T) bool, text (B, L) ids, durations (B, L), align (B, T): each frame's symbol.
-    """
+    """Utterance numbers -> batch of padded tensors; padding is 0."""
     pad = torch.nn.utils.rnn.pad_sequence
     durations = [corpus.durations[i] for i in items]
     return dict(

@@ -40,10 +40,8 @@ def random_spans(mask, g, shortest=0.7):
 
 
 def infill(batch, g, p_noref, p_nothing):
-    """Draw what an update trains on: known frames, reference, items that lose the reference or everything.
-
-    Adds known, todo (B, T) bool: frames given, to generate; ref (B, T, M); x0; and drop (B,) bool: no text
-    either, which is guidance's unconditional. Items without a reference have all their frames to generate.
+    """Draw what an update trains on: known frames, noise, items that lose the reference or everything, as
+    guidance's unconditional does. Items without a reference have all their frames to generate.
     """
     B, mask = len(batch["mel"]), batch["mask"]
     drop = torch.rand(B, generator=g) < p_nothing
