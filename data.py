@@ -12,7 +12,7 @@ A BATCH is a dict, which gathers keys on its way from collate() to a loss:
     known         (B, T) bool       frames that are given                     infill          rollout
     todo          (B, T) bool       frames to generate: mask without known    infill          losses
     ref           (B, T, M)         mel where known, else 0                   infill          networks
-    x0            (B, T, M)         noise                                     infill          cfm_loss, rollout
+    x0            (B, T, M)         noise                                     infill          rollout, losses
     drop          (B,) bool         items that get no text                    infill          cfm_loss
     t             (B,)              time at which a teacher trains            teacher.py      cfm_loss
     joint         int               items in the update, of which B are here  parts           draw
@@ -159,8 +159,8 @@ class Corpus:
 def batch_indices(frames, max_frames, seed):
     """Endless batches (lists of positions into frames) of similar lengths, at most max_frames padded frames.
 
-    A longer utterance is a batch of its own. Deterministic in seed, so a resumed run meets the same ones. Of an
-    hour of sentences 1 % is padding at 800 frames and 4 % at 8,000, against 13 % and 44 % in random order.
+    A longer utterance is a batch of its own. Deterministic in seed, so a resumed run meets the same ones. Of
+    an hour of sentences 1 % is padding at 800 frames and 4 % at 8,000, against 13 % and 44 % in random order.
     """
     g = torch.Generator().manual_seed(seed)
     while True:
