@@ -11,15 +11,13 @@ A measure whose package is missing is left out, and a line says so:
         a CPU-only torch, remove _torchaudio.abi3.so from the lib folder of its torchaudio
     pip install resemblyzer webrtcvad-wheels            cosine of speaker embeddings, to the prompt
     pip install praat-parselmouth                       pitch and voice quality
-Writes table.md, table.csv (a row a system and seed), utterances.csv (for paired tests), page.html to listen.
+Writes table.md, table.csv (a row a system and seed), utterances.csv (for paired tests), page.html to listen
+(page.py makes it).
 """
 from common.cli import BadInput, Parser, cli, count, number, pick_device, processor
-from common.files import markdown, write_audio, write_csv, write_text
-from common.plots import plot_mels
+from common.files import markdown, write_csv, write_text
 
-import html
 import math
-import re
 import statistics
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from model import count_parameters
 from speech.prepare import find_utterances, prepare
 from sample import check_steps, cosine_grid, front_end, speak
 from distill import flow_rtf
+from measure.page import System, write_page
 from measure.speed import text_to_sound_rtf
 from speech.vocoder import load_vocoder
 
@@ -118,23 +117,6 @@ def table(rows, columns, recogniser=""):
         lines.append(cells)
     titles = [f"{key} ({recogniser})" if "word" in key else key for key in columns]
     return markdown(["system", *titles], lines)
-
-
-def write_page(out, texts, columns, settings):
-    """page.html: a row a sentence, a column a system [(name, mels, wavs)], with a player and the mel."""
-    rows = []
-    for k, sentence in enumerate(texts):
-        cells = []
-        for name, mels, wavs in columns:
-            file = f"{re.sub('[^a-z0-9.]+', '_', name.lower())}_{k}"
-            write_audio(out / f"{file}.wav", wavs[k], settings.rate)
-            plot_mels([(name, mels[k])], out / f"{file}.png")
-            cells.append(f'<td>{html.escape(name)}<br><audio controls src="{file}.wav"></audio><br>'
-                         f'<img width="300" src="{file}.png" alt="mel"></td>')
-        rows.append(f"<tr><th align=left colspan={len(columns)}>{html.escape(sentence)}</th></tr>"
-                    f"<tr>{''.join(cells)}</tr>")
-    write_text(out / "page.html", '<!doctype html><meta charset="utf-8"><title>Listen</title>'
-                                  f'<table style="font:15px sans-serif">{"".join(rows)}</table>\n')
 
 
 # --------------------------------------------------------------------------------------------------- speaking
@@ -273,7 +255,8 @@ def evaluate(flags, teacher, systems, device):
             key: values[k] for key, values in heard.items() if np.isscalar(values[k])})
             for k in range(len(texts)))
         if seed == first:
-            columns.append((name, mels[:flags.page], wavs[:flags.page]))
+            columns.append(System(name, mels[:flags.page], wavs[:flags.page], row.get("network calls"),
+                                  heard.get("Distill-MOS")))
         tqdm.write(f"seed {seed} " + table(rows[-1:], MAIN).splitlines()[-1])
     mels = [corpus.mel(i) for i in items]
     report("recording", first, mels, recordings, recorded)
@@ -337,7 +320,7 @@ def main():
     device, out = pick_device(flags.device), flags.out
     teacher, systems = load_all(flags, device)
     out.mkdir(parents=True, exist_ok=True)
-    rows, sentences, texts, columns, recogniser = evaluate(flags, teacher, systems, device)
+    rows, utterances, texts, columns, recogniser = evaluate(flags, teacher, systems, device)
     protocol = (
         f"{len(texts)} sentences of {flags.data}, seeds {' '.join(map(str, flags.seeds))}; in brackets 95 % "
         "bootstrap over sentences. Mel MSE, correlations: to the teacher's 32 steps, same noise. Variance of "
@@ -348,9 +331,10 @@ def main():
     text = "\n\n".join([table(rows, MAIN, recogniser), *prosody, protocol])
     write_text(out / "table.md", text + "\n")
     write_csv(out / "table.csv", rows)
-    write_csv(out / "utterances.csv", sentences)
+    write_csv(out / "utterances.csv", utterances)
     if flags.page:
-        write_page(out, texts[:flags.page], columns, teacher.settings)
+        sentences = [(text, "") for text in texts[:flags.page]]
+        write_page(out / "page.html", "Listen", "", sentences, columns, teacher.settings.rate)
     print(f"\n{text}\nwrote {out / 'table.md'}, table.csv, utterances.csv" + ", page.html" * bool(flags.page))
 
 
