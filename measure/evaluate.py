@@ -229,8 +229,7 @@ def evaluate(flags, teacher, systems, device):
     vocoder, ears = load_vocoder(flags.vocoder, settings, device), load_ears(flags.asr, teacher.lang)
     corpus = prepare(flags.data, settings, teacher.lang, teacher.vocab, flags.cache)
     items, names, recordings = choose(flags, corpus)
-    texts = [corpus.texts[i] for i in items]
-    recorded = [corpus.speakers[i] or "voice" for i in items]
+    texts, recorded = [corpus.texts[i] for i in items], [corpus.speakers[i] or "voice" for i in items]
     others = [other_audio(word, names, settings) for word in flags.audio]
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)
     speakers = [list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else recorded
@@ -255,8 +254,7 @@ def evaluate(flags, teacher, systems, device):
             key: values[k] for key, values in heard.items() if np.isscalar(values[k])})
             for k in range(len(texts)))
         if seed == first:
-            columns.append(System(name, mels[:flags.page], wavs[:flags.page], row.get("network calls"),
-                                  heard.get("Distill-MOS")))
+            columns.append(System(name, mels, wavs, row.get("network calls"), heard.get("Distill-MOS")))
         tqdm.write(f"seed {seed} " + table(rows[-1:], MAIN).splitlines()[-1])
     mels = [corpus.mel(i) for i in items]
     report("recording", first, mels, recordings, recorded)

@@ -146,7 +146,7 @@ states straight to a later one, and to know the mean velocity between the two.""
 
 
 def drawing(folder):
-    """The method's drawing for light and dark pages, copied into the page's folder -> HTML, "" without one."""
+    """The method's drawing for light and dark pages, copied beside the page -> HTML, "" where none is."""
     assets = Path(__file__).resolve().parents[1] / "assets"
     light, dark = assets / "method_light.svg", assets / "method_dark.svg"
     if not (light.is_file() and dark.is_file()):
