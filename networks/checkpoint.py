@@ -18,6 +18,7 @@ from model import SIZES, DiT, DiTConfig
 from networks.durations import DurationPredictor
 from networks.e2 import E2, F5E2, FRAMED
 from networks.f5_net import F5, F5Config
+from speech.audio import check_settings
 
 EXPECTED = "a checkpoint written by teacher.py, distill.py or f5.py"
 # teacher.py --backbone NAME -> network, its config, and the config's fields by --size
@@ -130,10 +131,8 @@ def check_sizes(config, settings, tensors):
         require(name != "head_dim" or size % 2 == 0, f"head_dim is {size}, odd")
     steps = getattr(config, "steps", ())
     require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
-    require(0 < settings.hop < settings.n_fft and settings.rate > 0 and settings.n_mels == config.mels,
-            f"a mel of {settings.n_mels} bands, hop {settings.hop}; the network has {config.mels}")
-    require(0 <= settings.fmin < settings.fmax <= settings.rate / 2 and settings.log in ("log10", "ln")
-            and settings.norm in ("slaney", "") and min(settings.floor, settings.std) > 0, f"mel {settings}")
+    check_settings(settings)
+    require(settings.n_mels == config.mels, f"a mel of {settings.n_mels} bands; the network has {config.mels}")
 
 
 def check_rest(c, config, settings):
@@ -141,22 +140,28 @@ def check_rest(c, config, settings):
     V, contract = config.vocab, c["contract"]
     require(isinstance(c["vocab"], (str, list)) and all(isinstance(symbol, str) for symbol in c["vocab"])
             and len(set(c["vocab"])) == len(c["vocab"]) == V, f"vocab is not {V} different symbols")
-    require(isinstance(c.get("lang", ""), str), "lang is no word")
+    require(isinstance(c["lang"], str), "lang is no word")
+    require(isinstance(c["config"], dict), "config is no dictionary")
     for name, value in c["gauss"].items():
-        require(name in ("mean", "var") and value.dim() == 2 and len(value) == 2 * V + 2 and (
+        require(name in ("mean", "var") and value.shape == (2 * V + 2, 28) and (          # cepstra and deltas
             value.isfinite().all() and (name == "mean" or (value > 0).all())),
-            f"gauss: {name} is not ({2 * V + 2}, C) finite values")
-    require(c["duration"] or c.get("lang") == "f5", "the duration predictor is missing")
+            f"gauss: {name} is not ({2 * V + 2}, 28) finite values")
+    require(c["duration"] or c["lang"] == "f5", "the duration predictor is missing")
     require(not c["duration"] or set(c["gauss"]) == {"mean", "var"}, "gauss is missing")
     for name, voice in c["voices"].items():
         mel, text, durations = voice["mel"], voice["text"], voice["durations"]
+        whole = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+        require(mel.is_floating_point() and {text.dtype, durations.dtype} <= whole,
+                f"voice {name}: its mel is no sound, or its text or durations are no whole numbers")
         require(mel.dim() == 2 and mel.shape[1] == settings.n_mels and mel.isfinite().all()
-                and text.shape == durations.shape == (len(text),) and not text.is_floating_point()
+                and text.shape == durations.shape == (len(text),)
                 and ((text > 0) & (text <= V) & (durations >= 0)).all() and durations.sum() == len(mel),
                 f"voice {name}: its mel, text and durations do not fit each other")
     require(contract["kind"] in ("teacher", "student"), f"kind is {contract['kind']!r}")
     require(contract["kind"] == "student" or not contract["steps"], "a teacher of fixed steps")
     require(contract["grid"] in ("cosine", "uniform"), f"grid is {contract['grid']!r}")
+    require(contract.get("prompt") is None or contract["prompt"] == "drift" and not c["duration"],
+            f"prompt is {contract.get('prompt')!r}")
     steps = [*contract["steps"], contract.get("default", 1)]
     require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
     require(config.time != "step" or set(contract["steps"]) <= set(config.steps), f"steps are {steps}")

@@ -14,6 +14,18 @@ from common.cli import BadInput
 LEVEL = 0.1079              # RMS of speech; that of recordings with their pauses is then 0.1 on average
 
 
+def check_settings(s):
+    """ValueError that names the first thing in MelSettings of which no mel can be made."""
+    for fits, what in (
+            (0 < s.hop < s.n_fft <= 16384 and 0 < s.n_mels <= s.n_fft // 2,
+             f"hop {s.hop}, n_fft {s.n_fft}, {s.n_mels} bands"),
+            (0 < s.rate <= 400_000 and 0 <= s.fmin < s.fmax <= s.rate / 2, f"rate {s.rate}, {s.fmin} to {s.fmax} Hz"),
+            (s.log in ("log10", "ln") and s.norm in ("slaney", ""), f"log {s.log!r}, norm {s.norm!r}"),
+            (s.floor > 0 and s.std > 0, f"floor {s.floor}, std {s.std}")):
+        if not fits:
+            raise ValueError(f"a mel of {what}")
+
+
 def speech_frames(power):
     """Power of frames (N,) -> which are speech, (N,) bool: those within 40 dB of the loudest, or 30 dB where
     the background is that loud. A click is none: it lasts less than three frames.

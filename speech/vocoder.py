@@ -23,7 +23,7 @@ from common.cli import BadInput, Parser, cli, count, need, number, pick_device
 from common.files import digest, fit_weights, load_torch, save_torch
 from common.run import Run, adamw, claim, ema_update, learning_rate, optimise, seed_update
 from data import MELS, MelSettings, log_mel, mel_spectrogram, renamed_mel
-from speech.audio import load_audio
+from speech.audio import check_settings, load_audio
 from speech.corpora import find_utterances
 from speech.discriminators import discriminators, generator_losses, hinge_loss, spectral_loss
 from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
@@ -71,7 +71,9 @@ def load_net(path, device="cpu"):
     """A vocoder.pt -> Vocoder, float32."""
     content = load_torch(path, FORMAT, "a vocoder.pt of vocoder.py")
     try:
-        net = fit_weights(Vocoder(MelSettings(**renamed_mel(content["mel"]))), content["net"], "net")
+        settings = MelSettings(**renamed_mel(content["mel"]))
+        check_settings(settings)
+        net = fit_weights(Vocoder(settings), content["net"], "net")
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise BadInput(f"{path}: does not fit vocoder.py ({str(problem)[:120]}); train it anew") from None
     return net.to(device).eval()

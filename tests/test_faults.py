@@ -24,7 +24,7 @@ import distill
 from methods import intmeanflow
 import sample
 import teacher
-from speech import text
+from speech import text, vocoder
 from common.cli import BadInput
 from conftest import ROOT, STEP, make_corpus, run, start, tiny_bundle, write_wav
 
@@ -288,6 +288,32 @@ def test_every_misfit_in_a_checkpoint_is_one_line(tmp_path, small):
                 refused += 1
                 assert "b.pt" in str(problem) and "\n" not in str(problem), problem
     assert refused > 150
+
+
+@pytest.mark.parametrize("harm", [
+    lambda c: c.pop("lang"), lambda c: c.pop("config"), lambda c: c.update(lang=3), lambda c: c.update(config=[1]),
+    lambda c: c["contract"].update(prompt="drift"), lambda c: c["contract"].update(prompt=1), lambda c: c["mel"].update(n_fft=999_999),
+    lambda c: c["mel"].update(n_fft=65536), lambda c: c["mel"].update(hop=0), lambda c: c["gauss"].update(mean=torch.zeros(20, 5)),
+    lambda c: c["gauss"].update(mean=torch.zeros(20, 5), var=torch.ones(20, 5)), *[
+        lambda c, name=name, kind=kind: c["voices"]["a"].update({name: c["voices"]["a"][name].to(kind)})
+        for name, kind in (("text", torch.bool), ("text", torch.float32), ("durations", torch.bool), ("durations", torch.float16),
+                           ("mel", torch.bool), ("mel", torch.int64))]])
+def test_what_a_checkpoint_lacks_or_has_of_another_kind_is_one_line(tmp_path, harm):
+    checkpoint.save_checkpoint(tmp_path / "a.pt", tiny_bundle())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    harm(content)
+    common.files.save_torch(tmp_path / "b.pt", content)
+    with pytest.raises(BadInput, match="b.pt: does not hold what it says"):
+        checkpoint.load_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("change", [dict(hop=0), dict(n_fft=999_999), dict(hop=-3), dict(rate=0), dict(n_mels=0), dict(log="x")])
+def test_a_vocoder_of_impossible_mels_is_one_line(tmp_path, change):
+    content = torch.load(vocoder.WEIGHTS, weights_only=True)
+    content["mel"] |= change
+    common.files.save_torch(tmp_path / "v.pt", content)
+    with pytest.raises(BadInput, match="v.pt: does not fit"):
+        vocoder.load_net(tmp_path / "v.pt")
 
 
 @pytest.mark.parametrize("flag", ["--ckpt", "--teacher", "--init"])
