@@ -30,7 +30,7 @@ Shapes: B batch, T mel frames, L symbols of text, M mel bands, I intervals of a 
 import functools
 import json
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import librosa
 import numpy as np
@@ -62,17 +62,6 @@ class MelSettings:
     center: bool = True     # a frame's middle is its sample; False: (n_fft - hop) / 2 samples are padded
     epsilon: float = 0.0    # added to the squared magnitude
     keep_loud: bool = False  # recordings louder than the level stay as they are
-
-
-VOCOS = MelSettings(rate=24000, n_mels=100, fmin=0.0, fmax=12000.0, htk=True, norm="", log="ln", floor=1e-5,
-                    mean=0.0, std=1.0, keep_loud=True)
-MELS = {"speecht5": MelSettings(), "vocos": VOCOS,      # the conventions of three public vocoders
-        "bigvgan": replace(VOCOS, htk=False, norm="slaney", center=False, epsilon=1e-9)}
-
-
-def renamed_mel(given):
-    """The fields of MelSettings as a file has them: in older ones epsilon is called power."""
-    return {"epsilon" if name == "power" else name: value for name, value in given.items()}
 
 
 @functools.lru_cache

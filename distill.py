@@ -17,9 +17,10 @@ from typing import Callable, NamedTuple
 
 import torch
 
-from common.cli import BadInput, Parser, cli, count, in_turn, number, pick_device, processor, synchronise
+from common.cli import BadInput, Parser, cli, in_turn, pick_device, processor, synchronise
 from common.files import digest
-from common.run import (Run, adamw, add_flags, claim, draw, ema_update, first_process_first, is_main_process,
+from common.flags import distill_flags
+from common.run import (Run, adamw, claim, draw, ema_update, first_process_first, is_main_process,
                         join, learning_rate, optimise, parts, pooled, seed_update)
 from data import batch_indices, collate
 from model import count_parameters, fold, pair
@@ -205,31 +206,7 @@ def arguments(methods=METHODS, words=None):
     """Command-line flags with their reasons. methods: what --method offers; words: in place of the user's."""
     p = Parser(__doc__ if methods is METHODS else "distill.py with other losses. See there.",
                idle=[("--token", "--no-tokens"), ("--token", "--init"), ("--overwrite", "--resume")])
-    add, first = p.add_argument, next(iter(methods))
-    add("--steps", type=count(), nargs="+", default=[1, 2, 4],
-        help="network steps the student is made for (default 1 2 4)")
-    add("--teacher", default="checkpoints/teacher.pt",
-        help="checkpoint of teacher.py or f5.py (default %(default)s)")
-    add("--init", help="start from this student of the same teacher instead of from the teacher's weights")
-    add("--method", choices=methods, default=first, help=f"the loss (default {first})")
-    add("--a", type=number(0, 1), help="dsflow: weight of the endpoint (default 0.7)")
-    add("--t_mf", choices=["mid", "uniform"], help="dsflow: where on the chord (default mid)")
-    add("--no-weak_cfg", dest="weak_cfg", action="store_false", default=None, help="leave L_CFG out")
-    add("--no-tokens", dest="tokens", action="store_false",
-        help="the student keeps the teacher's timestep network and is told t")
-    add("--token", choices=["add", "prepend"], default="add",
-        help="how a step token enters in place of adaLN (default add)")
-    add("--teacher_steps", type=count(1, 1000), default=10,
-        help="steps of the target's rollout, at least (default %(default)s)")
-    add_flags(add, "out/distill", max_iters=1300, batch_frames=800, lr=3e-4, warmup=20, ema=0.99, p_noref=0.1,
-              cfg=0.7, cfg_help="guidance w inside the target (default %(default)s, the paper's)",
-              eval_every=200, save_every=200)
-    add("--reuse", type=count(), default=6, help="updates from each teacher trajectory (default %(default)s)")
-    add("--pool", type=count(), default=217, help="trajectories kept at a time (default %(default)s)")
-    add("--bf16", action="store_true", help="train in bfloat16 (autocast); weights and reports stay float32")
-    add("--recompute", action="store_true",
-        help="keep no activations inside blocks, compute them again for the gradient: less memory, slower")
-    add("--count", type=count(), default=16, help="held-out recordings in the reports (default %(default)s)")
+    distill_flags(p.add_argument, methods)
     flags = p.parse_args(words)
     if len(set(flags.steps)) < len(flags.steps) or math.lcm(*flags.steps) > 64:
         raise BadInput(f"--steps {' '.join(map(str, flags.steps))}: expected different numbers, like 1 2 4, "

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from common.cli import BadInput, Parser, cli, count, number, pick_device
+from common.cli import BadInput, Parser, cli, pick_device
 from common.files import digest, write_audio
+from common.flags import teacher_flags
 from common.plots import plot_mels
-from common.run import (Run, adamw, add_flags, claim, ema_update, first_process_first, join, learning_rate,
+from common.run import (Run, adamw, claim, ema_update, first_process_first, join, learning_rate,
                         optimise, parts, seed_update)
 from data import MelSettings, batch_indices, collate
 from model import SIZES, count_parameters
@@ -116,21 +117,7 @@ def arguments():
     """Command-line flags with their reasons."""
     p = Parser(__doc__, idle=[*((name, "--init") for name in ("--size", "--backbone", "--lang")),
                               ("--overwrite", "--resume")])
-    add = p.add_argument
-    add_flags(add, "out/teacher", max_iters=6500, batch_frames=2000, lr=1.5e-3, warmup=200, ema=0.999,
-              p_noref=0.3, eval_every=1000, save_every=500, cfg=1.5,
-              cfg_help="guidance of the samples, sample.py's default for this teacher (default %(default)s)")
-    add("--backbone", choices=BACKBONES, default="dit",
-        help="the network: dit; e2, where time is a frame; f5, without durations; f5_e2, both; unet; own, "
-        "a network of your own (default dit)")
-    add("--size", choices=SIZES, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
-    add("--lang", default="en-us", help="how texts are read: a language of gruut's (phonemes), letters (of "
-        "English words) or none (characters as they are) (default %(default)s)")
-    add("--init", help="start from this teacher and keep its size and symbols: fine-tuning")
-    add("--duration_iters", type=count(0), default=1500,
-        help="updates of the duration predictor, which overfits soon after (default %(default)s)")
-    add("--p_nothing", type=number(0, 1), default=0.15,
-        help="share of items trained without reference and text (default %(default)s)")
+    teacher_flags(p.add_argument, SIZES, BACKBONES)
     return p.parse_args()
 
 

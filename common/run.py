@@ -27,45 +27,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.cli import BadInput, count, number
+from common.cli import BadInput
 from common.files import as_cell, fit_weights, load_torch, read_csv, save_torch, write_csv
 from common.plots import plot_curves
-
-# ------------------------------------------------------------------------------------------------ the command
-
-
-def add_flags(add, out, **default):
-    """The flags that every training command has. default: of those whose default differs between them."""
-    add("--data", default="corpus", help="folder of recordings, see prepare.py (default corpus)")
-    add("--out", type=Path, default=Path(out),
-        help="checkpoints, log, tables, pictures and audio go here (default %(default)s)")
-    add("--cache", default="cache", help="where mels and alignments are kept (default %(default)s)")
-    add("--keep_outliers", action="store_true", help="take recordings whose text and sound do not fit")
-    add("--keep_unknown", action="store_true", help="take texts that lose letters or are of another language")
-    add("--max_iters", type=count(), default=default["max_iters"], help="updates (default %(default)s)")
-    add("--batch_frames", type=count(), default=default["batch_frames"],
-        help="mel frames per update, padding included (default %(default)s)")
-    add("--accumulate", type=count(1, 10**4), default=1,
-        help="parts of a batch, one after the other: less memory, the same update (default %(default)s)")
-    add("--lr", type=number(1e-9, 1), default=default["lr"],
-        help="peak learning rate of AdamW (default %(default)s)")
-    add("--warmup", type=count(0), default=default["warmup"],
-        help="updates of linear warm-up (default %(default)s)")
-    add("--ema", type=number(0, 1), default=default["ema"],
-        help="decay of the weight average that is saved (default %(default)s)")
-    add("--p_noref", type=number(0, 1), default=default["p_noref"],
-        help="share of items without a reference (default %(default)s)")
-    add("--cfg", type=number(0, 20), default=default["cfg"], help=default["cfg_help"])
-    add("--eval_every", type=count(), default=default["eval_every"],
-        help="updates between reports (default %(default)s)")
-    add("--save_every", type=count(), default=default["save_every"],
-        help="updates between checkpoints (default %(default)s)")
-    add("--resume", action="store_true",
-        help="continue the run in --out with the same flags; --max_iters may change, the schedule follows it")
-    add("--overwrite", action="store_true", help="replace the run that is in --out")
-    add("--seed", type=count(0), default=0, help="everything random follows from it (default 0)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-
 
 # ------------------------------------------------------------------------------------------------- one update
 

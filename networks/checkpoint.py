@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from networks import own, unet
-from data import MelSettings, renamed_mel
+from data import MelSettings
 from model import SIZES, DiT, DiTConfig
 from networks.durations import DurationPredictor
 from networks.e2 import E2, F5E2, FRAMED
 from networks.f5_net import F5, F5Config
-from speech.audio import check_settings
+from speech.audio import check_settings, renamed_mel
 
 EXPECTED = "a checkpoint written by teacher.py, distill.py or f5.py"
 # teacher.py --backbone NAME -> network, its config, and the config's fields by --size

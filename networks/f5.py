@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from networks.checkpoint import Bundle, save_checkpoint
-from data import MELS
+from speech.audio import MELS
 from model import count_parameters
 from networks.f5_net import F5, F5Config
 

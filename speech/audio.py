@@ -2,6 +2,7 @@
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -10,8 +11,18 @@ import scipy
 import soundfile
 
 from common.cli import BadInput
+from data import MelSettings
 
+VOCOS = MelSettings(rate=24000, n_mels=100, fmin=0.0, fmax=12000.0, htk=True, norm="", log="ln", floor=1e-5,
+                    mean=0.0, std=1.0, keep_loud=True)
+MELS = {"speecht5": MelSettings(), "vocos": VOCOS,      # the conventions of three public vocoders
+        "bigvgan": replace(VOCOS, htk=False, norm="slaney", center=False, epsilon=1e-9)}
 LEVEL = 0.1079              # RMS of speech; that of recordings with their pauses is then 0.1 on average
+
+
+def renamed_mel(given):
+    """The fields of MelSettings as a file has them: in older ones epsilon is called power."""
+    return {"epsilon" if name == "power" else name: value for name, value in given.items()}
 
 
 def check_settings(s):
@@ -19,7 +30,8 @@ def check_settings(s):
     for fits, what in (
             (0 < s.hop < s.n_fft <= 16384 and 0 < s.n_mels <= s.n_fft // 2,
              f"hop {s.hop}, n_fft {s.n_fft}, {s.n_mels} bands"),
-            (0 < s.rate <= 400_000 and 0 <= s.fmin < s.fmax <= s.rate / 2, f"rate {s.rate}, {s.fmin} to {s.fmax} Hz"),
+            (0 < s.rate <= 400_000 and 0 <= s.fmin < s.fmax <= s.rate / 2,
+             f"rate {s.rate}, {s.fmin} to {s.fmax} Hz"),
             (s.log in ("log10", "ln") and s.norm in ("slaney", ""), f"log {s.log!r}, norm {s.norm!r}"),
             (s.floor > 0 and s.std > 0, f"floor {s.floor}, std {s.std}")):
         if not fits:

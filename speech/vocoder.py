@@ -22,8 +22,8 @@ from torch import nn
 from common.cli import BadInput, Parser, cli, count, need, number, pick_device
 from common.files import digest, fit_weights, load_torch, save_torch
 from common.run import Run, adamw, claim, ema_update, learning_rate, optimise, seed_update
-from data import MELS, MelSettings, log_mel, mel_spectrogram, renamed_mel
-from speech.audio import check_settings, load_audio
+from data import MelSettings, log_mel, mel_spectrogram
+from speech.audio import MELS, check_settings, load_audio, renamed_mel
 from speech.corpora import find_utterances
 from speech.discriminators import discriminators, generator_losses, hinge_loss, spectral_loss
 from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim

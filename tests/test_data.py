@@ -92,16 +92,16 @@ def test_a_vocoder_goes_to_the_device_and_fits_the_mels(monkeypatch, package, na
             super().__init__(*size)
             made.append(self)
     monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(**{name: Kept}))
-    speak = vocoder.load_vocoder("x", data.MELS[kind], torch.device("meta"))
-    assert speak(torch.zeros(9, shape[1]), data.MELS[kind]).shape == (5,)
+    speak = vocoder.load_vocoder("x", audio.MELS[kind], torch.device("meta"))
+    assert speak(torch.zeros(9, shape[1]), audio.MELS[kind]).shape == (5,)
     assert made[0].given == ("meta", "meta", shape)
-    for where, settings, words in (("nowhere", data.MELS[kind], "--vocoder nowhere: nowhere is not a folder$"),
-                                   ("x", replace(data.MELS[kind], log="log2"), "none is known for these mels")):
+    for where, settings, words in (("nowhere", audio.MELS[kind], "--vocoder nowhere: nowhere is not a folder$"),
+                                   ("x", replace(audio.MELS[kind], log="log2"), "none is known for these mels")):
         with pytest.raises(BadInput, match=words):
             vocoder.load_vocoder(where, settings)
     monkeypatch.setitem(sys.modules, package, None)                               # as if not installed
     with pytest.raises(BadInput, match=f"--vocoder needs the package {package}: pip install {package}"):
-        vocoder.load_vocoder("x", data.MELS[kind])
+        vocoder.load_vocoder("x", audio.MELS[kind])
 
 
 @pytest.mark.parametrize("rate, channels, subtype",

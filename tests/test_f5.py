@@ -16,10 +16,9 @@ import torch
 import data
 import distill
 import speech.ears
-from measure import evaluate
 from networks import f5
 from networks.f5_net import F5, F5Config
-from speech import f5_text
+from speech import audio, f5_text
 import model
 import sample
 from speech import text
@@ -240,7 +239,7 @@ def test_the_round_trip_is_float16_rounding(teacher, tmp_path):
         assert ((b.model.state_dict()[name] - weight).abs() <= weight.abs() * 2 ** -11 + 2 ** -25).all()
     for name in ("vocab", "lang", "settings", "contract", "duration", "gauss", "voices", "config"):
         assert getattr(b, name) == getattr(teacher.b, name)
-    assert b.model.config == teacher.b.model.config and b.settings == data.MELS["vocos"]
+    assert b.model.config == teacher.b.model.config and b.settings == audio.MELS["vocos"]
     x, words = torch.randn(1, 40, 100, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 5, 9]])
     one, other = (forward(net, x, 0.5, x, words) for net in (teacher.b.model, b.model))
     assert (one - other).norm() < 2e-3 * one.norm()
@@ -286,7 +285,7 @@ def test_the_official_file_itself_is_no_checkpoint_of_ours(teacher):
 def test_golden_mels_and_text():
     arrays = np.load(GOLDEN / "golden_mel.npz")
     for kind in ("vocos", "bigvgan"):
-        mel = data.mel_spectrogram(arrays["wav"][0], data.MELS[kind])
+        mel = data.mel_spectrogram(arrays["wav"][0], audio.MELS[kind])
         assert (mel.T - torch.from_numpy(arrays[f"mel_{kind}"][0])).abs().max() < 2e-4
     items = json.loads((GOLDEN / "golden_text.json").read_text(encoding="utf-8"))["items"]
     vocab = [""] * 2545                                                           # the published file's lines
@@ -307,7 +306,7 @@ def test_text_and_mels():
     assert f5_text.encode("", vocab).tolist() == []
     wav = 0.1 * np.random.default_rng(0).normal(size=24000)
     for kind, frames in (("vocos", 94), ("bigvgan", 93)):
-        assert data.mel_spectrogram(wav, data.MELS[kind]).shape == (frames, 100)
+        assert data.mel_spectrogram(wav, audio.MELS[kind]).shape == (frames, 100)
 
 
 def test_chinese_without_its_packages_says_so(monkeypatch):

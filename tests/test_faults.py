@@ -1,7 +1,6 @@
 """What real texts, runs and files do to the program, kind by kind: python -m pytest -q test_faults.py"""
 import io
 import os
-import signal
 import subprocess
 import sys
 import threading

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 
-import data
 from speech import audio
 from speech import prepare
 from common.cli import BadInput
@@ -383,7 +382,7 @@ def test_level_is_that_of_speech_and_silence_is_cut(tmp_path, pad, offset, click
 def test_what_is_loud_stays_so_where_the_settings_say(tmp_path, level):
     plain = sound("x" * 40, level=level)
     soundfile.write(tmp_path / "a.wav", plain, 24000, subtype="FLOAT")
-    wav = audio.load_audio(tmp_path / "a.wav", data.VOCOS)
+    wav = audio.load_audio(tmp_path / "a.wav", audio.VOCOS)
     gain = np.abs(wav).max() / np.abs(plain).max()
     assert gain == pytest.approx(1, abs=0.02) if level > 0.12 else gain > 5
 
