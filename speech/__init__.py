@@ -8,4 +8,5 @@ prepare.py  those folders -> mels on disk, checked
 vocoder.py  mel -> sound; phases.py: its phases; discriminators.py: what judges it in training
 f5_text.py  how F5-TTS reads text and prompts
 ears.py     what judges audio: words, predicted quality, voice, prosody
+labels.py   words in tables and folders that name no speaker
 """
