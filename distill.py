@@ -271,6 +271,7 @@ def build(flags, method, device):
     student, nets, optimiser = make_student(flags, method, teacher, init)
     allowed = sorted(flags.steps) if method.time == "step" else []              # []: any grid, any step count
     contract = dict(kind="student", steps=allowed, default=min(flags.steps), grid="cosine", cfg=flags.cfg)
+    contract |= {name: bundle.contract[name] for name in ("voice",) if name in bundle.contract}
     config = vars(flags) | dict(out=str(flags.out))
     bundle = replace(bundle, model=nets["ema"], contract=contract, config=config)
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)

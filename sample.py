@@ -7,11 +7,9 @@
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
 from common.cli import BadInput, Parser, cli, number, pick_device, synchronise
-from common.files import audio_file
+from common.files import audio_file, full_scale, read_text
 from common.plots import plot_mels
 
-import math
-import sys
 import time as clock
 from pathlib import Path
 
@@ -19,13 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speech import f5_text
-from speech import text as reader
-from speech.align import align, cepstra
 from networks.checkpoint import load_checkpoint
-from data import frame_to_symbol, mel_spectrogram
-from speech.audio import load_audio
-from speech.prepare import letters, outliers, speech_seconds
+from speech import f5_text, voices
 from speech.vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------------- sampler
@@ -97,67 +90,19 @@ def rollout(model, batch, grid, w):
 
 # ----------------------------------------------------------------------------------------------------- speech
 
-FADE = 0.0                      # seconds in which chunks cross over; ours begin and end in silence
 BATCH = 8                       # sentences at a time
 
 
 def front_end(b):
-    """What reads text and prompts for a checkpoint, and gives durations: this file, or speech/f5_text.py."""
-    return f5_text if b.lang == "f5" else sys.modules[__name__]
-
-
-def make_voice(b, path, words):
-    """A recording and its words -> voice prompt {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
-    settings = b.settings
-    mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
-    ids = encode_checked(words, b, "--prompt_text")
-    odd = outliers([sum(letters(b.vocab[i - 1]) for i in ids)], [speech_seconds(mel, settings)])
-    if odd or len(ids) >= len(mel):
-        raise BadInput(f"--prompt {path}, --prompt_text {words[:30]!r}: {odd.get(0, 'too many symbols')}")
-    ids, durations = align(cepstra(mel), ids, b.gauss, reader.pauses(b.vocab, b.lang))
-    return dict(mel=mel, text=ids, durations=durations)
-
-
-def encode_checked(words, b, flag):
-    """encode() for a user's text: names the symbols it drops, and refuses a text with nothing to say."""
-    ids, dropped = reader.encode(words, b.vocab, b.lang)
-    reader.tell(flag, words, b.lang, dropped)
-    if not any(b.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist()):
-        raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
-    return ids
-
-
-def chunks(b, words, voice, speed, flag="--text"):
-    """--text -> its sentences as speak() takes them, (L,) ids each; without those with nothing to say."""
-    found, unread = reader.chunks(words, b.lang)
-    ids, unknown = zip(*(reader.to_ids(symbols, b.vocab) for _, symbols in found)) if found else ([], [])
-    reader.tell(flag, words, b.lang, set(unread).union(*unknown))
-    if not found:
-        raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {b.lang}")
-    return list(ids)
-
-
-def plan(b, texts, voice, speed):
-    """Ids of each text [(L,)] -> prompt and text as one, durations predicted, [(ids (L,), align (T,))]."""
-    if voice is None:
-        none = torch.zeros(0, dtype=torch.long)
-        voice = dict(text=none, durations=none)
-
-    def predict(ids, speed):                    # durations in frames, (B, L), padding 0
-        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        return b.duration.predict(ids.to(next(b.model.parameters()).device), speed).cpu()
-    if len(voice["text"]):                      # a slow speaker is continued slowly
-        rate = voice["durations"].sum() / predict([voice["text"]], 1.0).sum()
-        speed = speed / float(rate.clamp(0.6, 1.6))
-    return [(torch.cat([voice["text"], ids]), frame_to_symbol(torch.cat([voice["durations"], d[:len(ids)]])))
-            for ids, d in zip(texts, predict(texts, speed))]
+    """What reads texts and prompts for a checkpoint, and gives durations."""
+    return f5_text.FrontEnd(b) if b.lang == "f5" else voices.FrontEnd(b)
 
 
 def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=BATCH, start=0,
           temperature=1.0):
     """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
 
-    texts: what its front end's chunks() gives. voice: a prompt (make_voice) that gives voice and speaking
+    texts: what its front end's chunks() gives. voice: a prompt (its pick_voice()) that gives voice and speaking
     rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,), None: b's
     own. Item i's noise comes from (seed, start + i); temperature is its standard deviation.
     """
@@ -168,7 +113,7 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
     P, drift = len(prompt), b.contract.get("prompt") == "drift"
     cut = voice["frames"] if drift else P
     for first in range(0, len(texts), batch):
-        ids, aligns = zip(*front_end(b).plan(b, texts[first:first + batch], voice, speed))
+        ids, aligns = zip(*front_end(b).plan(texts[first:first + batch], voice, speed))
         lengths = torch.tensor([len(a) for a in aligns])
         frames = torch.arange(int(lengths.max()))[None]                           # (1, T)
         ref = torch.zeros(len(ids), frames.shape[1], M)
@@ -184,35 +129,31 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
     return mels
 
 
-def crossfade(wavs, fade):
-    """Audio of the chunks -> the same in pieces to write, crossing over linearly in `fade` samples."""
-    tail = np.zeros(0, np.float32)
-    for wav in wavs:
-        n = min(fade, len(tail), len(wav))
-        ramp, start = np.linspace(0, 1, n, dtype=np.float32), len(tail) - n
-        audio = np.concatenate([tail[:start], tail[start:] * (1 - ramp) + wav[:n] * ramp, wav[n:]])
-        yield audio[:max(0, len(audio) - fade)]
-        tail = audio[max(0, len(audio) - fade):]
-    yield tail
+def crossfade(tail, wav, fade):
+    """The end of what was spoken and the next chunk, crossing over linearly in `fade` samples -> audio that
+    is ready, and the new end, which waits for the chunk after.
+    """
+    n = min(fade, len(tail), len(wav))
+    ramp, start = np.linspace(0, 1, n, dtype=np.float32), len(tail) - n
+    audio = np.concatenate([tail[:start], tail[start:] * (1 - ramp) + wav[:n] * ramp, wav[n:]])
+    ready = max(0, len(audio) - fade)
+    return audio[:ready], audio[ready:]
+
+
+def say(b, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
+    """A whole text -> its audio (samples,), at most full scale, as the command below speaks it."""
+    front = front_end(b)
+    mels = speak(b, front.chunks(words, voice, speed), voice, *check_steps(b, steps, w), seed, speed,
+                 temperature=front.temperature)
+    ready, tail, fade = [], np.zeros(0, np.float32), int(front.fade * b.settings.rate)
+    for mel in mels:
+        audio, tail = crossfade(tail, vocoder(mel, b.settings), fade)
+        ready.append(audio)
+    audio = np.concatenate([*ready, tail]) * (voice or {}).get("gain", 1.0)
+    return audio * full_scale(np.abs(audio).max())
 
 
 # ---------------------------------------------------------------------------------------------------- command
-
-
-def pick_voice(b, flags):
-    """The voice that --prompt, --prompt_text and --voice ask for: a prompt made, a ready one, or None."""
-    if (flags.prompt, flags.prompt_text) != (None, None):
-        if not (flags.prompt and flags.prompt_text and flags.prompt_text.strip()):
-            raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
-        return front_end(b).make_voice(b, flags.prompt, flags.prompt_text)
-    if front_end(b) is f5_text:
-        raise BadInput("this checkpoint continues a recording: give one as --prompt, and its words as "
-                       "--prompt_text")
-    if flags.voice not in (None, "none", *b.voices):
-        raise BadInput(f"--voice {flags.voice}: this checkpoint has {', '.join(b.voices)}, or use --prompt")
-    if flags.voice == "none" or not b.voices:
-        return None
-    return b.voices[flags.voice or next(iter(b.voices))]
 
 
 def check_steps(b, steps, w):
@@ -244,15 +185,6 @@ def pick_grid(b, steps, words, asked=None):
     return len(grid) - 1, grid
 
 
-def read_file(path):
-    """--text_file FILE, or - for standard input -> its text, and how an error names it."""
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8-sig"), f"--text_file {path}"
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadInput(f"--text_file {path}: {problem}; expected a text file in UTF-8, or -") from None
-
-
 def arguments():
     """Command-line flags with their reasons."""
     p = Parser(__doc__, idle=[("--voice", "--prompt"), ("--text", "--text_file")])
@@ -266,7 +198,7 @@ def arguments():
         "student, for a teacher the --cfg of its training run)")
     add("--grid", help="times of the steps: cosine, uniform, or 0,0.3,1 (default: the checkpoint's own; "
         "a student of fixed steps has one)")
-    add("--voice", help="one of the checkpoint's own voices, or 'none' (default: its first)")
+    add("--voice", help="one of the checkpoint's own voices, or 'none' (default: its usual one)")
     add("--prompt", help="a recording whose voice to use, with --prompt_text")
     add("--prompt_text", help="the words spoken in --prompt")
     add("--speed", type=number(0.25, 4), default=1.0, help="2 is twice as fast (default 1)")
@@ -285,9 +217,22 @@ def arguments():
         raise BadInput("--text or --text_file is missing: give the words to say")
     if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
         raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
+    if (flags.prompt, flags.prompt_text) != (None, None) and not (
+            flags.prompt and flags.prompt_text and flags.prompt_text.strip()):
+        raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
     if flags.prompt and out.resolve() == Path(flags.prompt).resolve():
         raise BadInput(f"--out {out}: is the recording of --prompt; choose another name")
     return flags
+
+
+class Calls:
+    """How often a network was called: counts what happens, not what should."""
+    def __init__(self, model):
+        self.number = 0
+        model.register_forward_hook(self.add)
+
+    def add(self, *_):
+        self.number += 1
 
 
 PICTURE = 60                    # seconds of mel in the picture, at most
@@ -296,48 +241,46 @@ PICTURE = 60                    # seconds of mel in the picture, at most
 def main():
     flags = arguments()
     out, device = flags.out, pick_device(flags.device)
+    words, flag = (flags.text, "--text") if flags.text_file is None else (
+        read_text(flags.text_file, "--text_file"), f"--text_file {flags.text_file}")
     b = load_checkpoint(flags.ckpt, device)
     steps, w = check_steps(b, flags.steps, flags.cfg)
     steps, grid = pick_grid(b, steps, flags.grid, flags.steps)
-    words, flag = read_file(flags.text_file) if flags.text is None else (flags.text, "--text")
-    voice = pick_voice(b, flags)
-    texts = front_end(b).chunks(b, words, voice, flags.speed, flag)
+    front, rate, hop = front_end(b), b.settings.rate, b.settings.hop
+    voice = front.pick_voice(flags.voice, flags.prompt, flags.prompt_text)
+    texts = front.chunks(words, voice, flags.speed, flag)
     vocoder = load_vocoder(flags.vocoder, b.settings, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:
         b.model.compile(dynamic=True)           # one program for every length
-    calls, spent, shown, length = [], [0.0, 0.0], [], 0.0    # calls: count what happens, not what should
-    b.model.register_forward_hook(lambda *_: calls.append(1))
-    usual = 1.0 if front_end(b) is f5_text else 0.5
-    temperature = usual if flags.temperature is None else flags.temperature
-    rate, hop, gain = b.settings.rate, b.settings.hop, (voice or {}).get("gain", 1.0)
-
-    def sounds():                               # audio of the chunks, BATCH at a time: memory stays flat
-        for first in tqdm(range(0, len(texts), BATCH), "speak", disable=None if len(texts) > BATCH else True):
-            start = clock.perf_counter()
+    temperature = front.temperature if flags.temperature is None else flags.temperature
+    calls, starts = Calls(b.model), range(0, len(texts), BATCH)
+    fade, tail, gain = int(front.fade * rate), np.zeros(0, np.float32), (voice or {}).get("gain", 1.0)
+    shown, length, to_mel, to_sound = [], 0, 0.0, 0.0    # mels of the picture, samples, seconds of work
+    with audio_file(out, rate) as append:       # BATCH chunks at a time: memory stays flat
+        for first in tqdm(starts, "speak", disable=None if len(starts) > 1 else True):
+            begin = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
                 mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
                              start=first, temperature=temperature)
             synchronise(device)
-            spent[0] += clock.perf_counter() - start
+            between = clock.perf_counter()
             for mel in mels:
-                start = clock.perf_counter()
-                wav = vocoder(mel, b.settings) * gain
-                spent[1] += clock.perf_counter() - start
-                shown.extend([mel] if sum(map(len, shown)) < PICTURE * rate / hop else [])
-                yield wav
-    with audio_file(out, rate) as append:
-        for piece in crossfade(sounds(), int(front_end(b).FADE * rate)):
-            append(piece)
-            length += len(piece) / rate
+                ready, tail = crossfade(tail, vocoder(mel, b.settings) * gain, fade)
+                append(ready)
+                length += len(ready)
+            to_mel, to_sound = to_mel + between - begin, to_sound + clock.perf_counter() - between
+            if sum(map(len, shown)) < PICTURE * rate / hop:
+                shown += mels
+        append(tail)
+    seconds = (length + len(tail)) / rate
     title = words[:100].encode(errors="replace").decode()                         # a terminal's broken bytes
     taken = f"{b.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}"
     plot_mels([(f"{title}   ({taken})", torch.cat(shown)[:PICTURE * rate // hop])], out.with_suffix(".png"))
-    batches = math.ceil(len(texts) / BATCH)
-    print(f"{taken}: {len(calls)} network call{'s' * (len(calls) > 1)}"
-          f"{f' ({batches} batches of sentences)' * (batches > 1)}, {length:.2f} s of speech")
-    print(f"seconds: text to mel {spent[0]:.3f}, mel to sound {spent[1]:.3f} (first calls included); real-"
-          f"time factor of both {sum(spent) / length:.4f}")
+    print(f"{taken}: {calls.number} network call{'s' * (calls.number > 1)}"
+          f"{f' ({len(starts)} batches of sentences)' * (len(starts) > 1)}, {seconds:.2f} s of speech")
+    print(f"seconds: text to mel {to_mel:.3f}, mel to sound {to_sound:.3f} (first calls included); real-"
+          f"time factor of both {(to_mel + to_sound) / seconds:.4f}")
     print(f"wrote {out} and {out.with_suffix('.png')}")
 
 

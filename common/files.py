@@ -6,9 +6,12 @@ import io
 import math
 import os
 import statistics
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 
@@ -47,24 +50,48 @@ def write_audio(path, wav, rate):
         soundfile.write(partial, wav.clip(-1, 1), rate)
 
 
+def full_scale(peak):
+    """The gain that brings audio of this peak under full scale: 1 where it does not exceed it."""
+    return 0.99 / peak if peak > 1 else 1.0
+
+
 @contextlib.contextmanager
 def audio_file(path, rate):
     """A function that appends audio (samples,) float to a .wav or .flac, which is whole when this ends.
 
-    Memory stays flat. On Ctrl-C the file keeps what was appended, if anything was.
+    Memory stays flat: the audio waits in a file of its own, until its peak is known and one gain brings all
+    of it under full scale. On Ctrl-C the file keeps what was appended, if anything was.
     """
-    interrupt = None
-    with whole(path) as partial:
+    peak, interrupt = 0.0, None
+    with whole(path) as partial, tempfile.TemporaryFile(dir=partial.parent) as spoken:
+        def append(wav):
+            nonlocal peak
+            peak = max(peak, float(np.abs(wav).max(initial=0.0)))
+            spoken.write(np.asarray(wav, np.float32).tobytes())
+        try:
+            yield append
+        except KeyboardInterrupt as problem:
+            interrupt = problem
+        if interrupt and not spoken.tell():
+            raise interrupt
+        spoken.seek(0)
         with soundfile.SoundFile(partial, "w", rate, 1) as file:
-            try:
-                yield lambda wav: file.write(wav.clip(-1, 1))
-            except KeyboardInterrupt as problem:
-                interrupt = problem
-            if interrupt and not file.tell():
-                raise interrupt
+            while block := spoken.read(4 * 2**18):                                # of float32
+                file.write((np.frombuffer(block, np.float32) * full_scale(peak)).clip(-1, 1))
+    if peak > 1:
+        print(f"made {20 * math.log10(peak / 0.99):.1f} dB quieter: its peak was over full scale")
     if interrupt:
         print(f"interrupted: {path} has what was spoken until now")
         raise interrupt
+
+
+def read_text(path, flag):
+    """A text file in UTF-8, or - for standard input -> its text; flag: what asked for it."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadInput(f"{flag} {path}: {problem}; expected a text file in UTF-8, or -") from None
 
 
 def digest(path):

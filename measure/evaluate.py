@@ -216,7 +216,7 @@ def prompted(folder, bundles, vocoder):
     """Voices of each Bundle by its id, and the audio of the first one's by name: of --prompts, or ready."""
     found = find_utterances(folder)[0] if folder else []
     prompts = {name or "voice": (path, words) for _, path, words, name in reversed(found)}    # its first
-    voices = {id(b): {name: front_end(b).make_voice(b, *prompts[name]) for name in sorted(prompts)}
+    voices = {id(b): {name: front_end(b).make_voice(*prompts[name]) for name in sorted(prompts)}
               or b.voices for b in bundles}
     settings, ready = bundles[0].settings, voices[id(bundles[0])]
     return voices, {name: load_audio(prompts[name][0], settings) if name in prompts else

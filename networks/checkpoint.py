@@ -42,7 +42,8 @@ class Bundle:
     voices: dict                    # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts
     contract: dict                # kind ("teacher", "student"), steps (allowed counts, [] = any), default
     #                                 (of --steps), grid (its kind), grids ({N: times} that were found), and
-    #                                 cfg: a teacher's usual guidance, or that inside a student's target
+    #                                 cfg: a teacher's usual guidance, or that inside a student's target;
+    #                                 voice: the name of the usual one, if it is not the first
     config: dict                    # the flags of the training run, for the record
 
 
@@ -165,6 +166,7 @@ def check_rest(c, config, settings):
     steps = [*contract["steps"], contract.get("default", 1)]
     require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
     require(config.time != "step" or set(contract["steps"]) <= set(config.steps), f"steps are {steps}")
+    require(contract.get("voice") in (None, *c["voices"]), f"its voice {contract.get('voice')!r} is missing")
     require(0 <= contract["cfg"] <= 20, f"cfg is {contract['cfg']}")              # not nan either
     for n, times in contract.get("grids", {}).items():
         require(len(times) == int(n) + 1 and times[0] == 0 and times[-1] == 1

@@ -21,7 +21,7 @@ from piper import PiperVoice
 
 from networks.checkpoint import load_checkpoint
 from common.files import write_csv
-from sample import chunks, speak
+from sample import front_end, speak
 from measure.speed import processor, text_to_sound_rtf
 from speech.vocoder import load_vocoder
 
@@ -51,7 +51,7 @@ def ours(b, steps, w, vocoder):
     """Function(k) that speaks sentence k, from its words -> seconds of audio."""
     def say(k):
         with contextlib.redirect_stdout(io.StringIO()):
-            ids = chunks(b, texts[k], b.voices[VOICE], 1.0)
+            ids = front_end(b).chunks(texts[k])
         mels = speak(b, ids, b.voices[VOICE], steps, w)
         return sum(len(vocoder(mel, b.settings)) for mel in mels) / b.settings.rate
     return say

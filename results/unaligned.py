@@ -19,9 +19,9 @@ import sys
 import torch
 
 import data
-import sample
 import teacher
 from common.cli import cli
+from speech import voices
 
 (begun, _, group), name, words = sys.argv[1].rpartition("-"), sys.argv[2], sys.argv[3:]
 begun, group = int(begun or 0), int(group)
@@ -56,7 +56,7 @@ def collate(*batch):
     return data.collate(*batch)
 
 
-data.frame_to_symbol, sample.frame_to_symbol = withdrawn, warp
+data.frame_to_symbol, voices.frame_to_symbol = withdrawn, warp
 if name == "teacher":
     teacher.collate = collate
 sys.argv = [f"{name}.py", *words]

@@ -6,7 +6,8 @@ align.py    how long each symbol of a recording lasts
 corpora.py  folders of recordings as people have them
 prepare.py  those folders -> mels on disk, checked
 vocoder.py  mel -> sound; phases.py: its phases; discriminators.py: what judges it in training
-f5_text.py  how F5-TTS reads text and prompts
+voices.py   texts -> chunks, prompts -> voices, symbols -> durations
+f5_text.py  the same for F5-TTS
 ears.py     what judges audio: words, predicted quality, voice, prosody
 labels.py   words in tables and folders that name no speaker
 """

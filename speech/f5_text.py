@@ -65,61 +65,12 @@ def checked(words, b, flag):
     return words
 
 
-# ------------------------------------------------------------------------------------------------- durations
-
-FADE = 0.15                     # seconds in which chunks cross over: they do not begin and end in silence
 LONGEST = 22.0                  # seconds of prompt and chunk together
 
 
 def size(text):
     """UTF-8 bytes, which is what F5-TTS counts: a Chinese character lasts as long as three letters."""
     return len(text.encode())
-
-
-def make_voice(b, path, words):
-    """A recording and its words -> voice prompt {"mel" (P, M), "words", "frames", "gain"}.
-
-    words: with the ending that F5-TTS gives them; frames: where the sound is cut; gain: from the level that
-    the network hears back to the recording's. BadInput: no speech, or not the words'.
-    """
-    settings, words = b.settings, checked(words, b, "--prompt_text")
-    wav = load_audio(path, settings, level=0, longest=12)
-    wav = librosa.effects.trim(wav, top_db=42, ref=1.0)[0]                        # under -42 dB full scale
-    if not len(wav):
-        raise BadInput(f"--prompt {path}: nothing in it is louder than -42 dB; expected speech")
-    wav = np.append(wav, np.zeros(settings.rate // 20, np.float32))
-    gain = min(1.0, float(np.sqrt(np.mean(wav ** 2))) / 0.1)                      # made louder, never quieter
-    words += " " if words.endswith(".") else "" if words.endswith("。") else ". "
-    words += " " if words[-1].isascii() else ""
-    frames = len(wav) // settings.hop
-    voice = dict(mel=mel_spectrogram(wav / gain, settings), words=words, frames=frames, gain=gain)
-    # Then a text under ten bytes, which plan() slows down, keeps to LONGEST as well.
-    if len(tokens(words)) > frames or longest(b, voice, 1.0) < 30:
-        raise BadInput(f"--prompt {path}: {len(wav) / settings.rate:.1f} s cannot be --prompt_text "
-                       f"{words[:30].strip()!r}, {size(words)} bytes; give all its words and no others")
-    return voice
-
-
-def longest(b, voice, speed):
-    """Bytes of a chunk that by plan()'s rule lasts LONGEST with its prompt, or a little less."""
-    most = int(LONGEST * b.settings.rate / b.settings.hop)                        # frames
-    by_pace = (most - voice["frames"]) * size(voice["words"]) / voice["frames"] * speed
-    by_tokens = (most - 2 - len(tokens(voice["words"]))) / 1.5                    # spaces may be inserted
-    return int(min(by_pace, by_tokens))
-
-
-def plan(b, texts, voice, speed):
-    """Each text [str] -> prompt and text as one, [(ids (L,), align (T,))], align zeros: attention aligns.
-
-    T is F5-TTS's rule: a byte of text lasts as long as in the prompt; under ten bytes are spoken slowly.
-    """
-    made = []
-    for text in texts:
-        ids, slow = encode(voice["words"] + text, b.vocab), speed if size(text) >= 10 else 0.3
-        T = voice["frames"] + int(voice["frames"] / size(voice["words"]) * size(text) / slow)
-        T = min(max(T, len(ids) + 1, len(voice["mel"]) + 1), 65536)
-        made.append((ids, torch.zeros(T, dtype=torch.long)))
-    return made
 
 
 # ------------------------------------------------------------------------------------------------- long text
@@ -166,7 +117,69 @@ def cut(text, most, level=0):
     return pieces
 
 
-def chunks(b, words, voice, speed, flag="--text"):
-    """--text -> [str] as plan() takes them, LONGEST with the prompt; without those that have no sound."""
-    pieces = cut(checked(words, b, flag), longest(b, voice, speed))
-    return [piece.strip() for piece in pieces if speakable(piece, b)]
+# ------------------------------------------------------------------------------------------------- front end
+
+
+class FrontEnd:
+    """Reads texts and prompts for F5-TTS; the methods of speech/voices.py."""
+    fade = 0.15                 # seconds in which chunks cross over: they do not begin and end in silence
+    temperature = 1.0           # standard deviation of the noise, which is what its training knows
+
+    def __init__(self, b):
+        self.b = b
+
+    def pick_voice(self, name=None, prompt=None, prompt_text=None):
+        """A voice made of a prompt and its words; the checkpoint has none of its own."""
+        if not prompt:
+            raise BadInput("this checkpoint continues a recording: give one as --prompt, and its words as "
+                           "--prompt_text")
+        return self.make_voice(prompt, prompt_text)
+
+    def make_voice(self, path, words):
+        """A recording and its words -> voice prompt {"mel" (P, M), "words", "frames", "gain"}.
+
+        words: with the ending that F5-TTS gives them; frames: where the sound is cut; gain: from the level
+        that the network hears back to the recording's. BadInput: no speech, or not the words'.
+        """
+        b, settings = self.b, self.b.settings
+        words = checked(words, b, "--prompt_text")
+        wav = load_audio(path, settings, level=0, longest=12)
+        wav = librosa.effects.trim(wav, top_db=42, ref=1.0)[0]                    # under -42 dB full scale
+        if not len(wav):
+            raise BadInput(f"--prompt {path}: nothing in it is louder than -42 dB; expected speech")
+        wav = np.append(wav, np.zeros(settings.rate // 20, np.float32))
+        gain = min(1.0, float(np.sqrt(np.mean(wav ** 2))) / 0.1)                  # made louder, never quieter
+        words += " " if words.endswith(".") else "" if words.endswith("。") else ". "
+        words += " " if words[-1].isascii() else ""
+        frames = len(wav) // settings.hop
+        voice = dict(mel=mel_spectrogram(wav / gain, settings), words=words, frames=frames, gain=gain)
+        # Then a text under ten bytes, which plan() slows down, keeps to LONGEST as well.
+        if len(tokens(words)) > frames or self.longest(voice, 1.0) < 30:
+            raise BadInput(f"--prompt {path}: {len(wav) / settings.rate:.1f} s cannot be --prompt_text "
+                           f"{words[:30].strip()!r}, {size(words)} bytes; give all its words and no others")
+        return voice
+
+    def chunks(self, words, voice, speed=1.0, flag="--text"):
+        """--text -> [str] as plan() takes them, LONGEST with the prompt; without those that have no sound."""
+        pieces = cut(checked(words, self.b, flag), self.longest(voice, speed))
+        return [piece.strip() for piece in pieces if speakable(piece, self.b)]
+
+    def longest(self, voice, speed):
+        """Bytes of a chunk that by plan()'s rule lasts LONGEST with its prompt, or a little less."""
+        most = int(LONGEST * self.b.settings.rate / self.b.settings.hop)              # frames
+        by_pace = (most - voice["frames"]) * size(voice["words"]) / voice["frames"] * speed
+        by_tokens = (most - 2 - len(tokens(voice["words"]))) / 1.5                # spaces may be inserted
+        return int(min(by_pace, by_tokens))
+
+    def plan(self, texts, voice, speed=1.0):
+        """Each text [str] -> prompt and text as one, [(ids (L,), align (T,))], align zeros: attention aligns.
+
+        T is F5-TTS's rule: a byte of text lasts as long as in the prompt; under ten bytes are spoken slowly.
+        """
+        made = []
+        for text in texts:
+            ids, slow = encode(voice["words"] + text, self.b.vocab), speed if size(text) >= 10 else 0.3
+            T = voice["frames"] + int(voice["frames"] / size(voice["words"]) * size(text) / slow)
+            T = min(max(T, len(ids) + 1, len(voice["mel"]) + 1), 65536)
+            made.append((ids, torch.zeros(T, dtype=torch.long)))
+        return made

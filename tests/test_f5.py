@@ -337,25 +337,25 @@ def teacher(tmp_path_factory):
 
 def test_prompt_and_duration_rule(teacher):
     b = teacher.b
-    voice = f5_text.make_voice(b, teacher.tmp / "p.wav", "good morning")
+    voice = f5_text.FrontEnd(b).make_voice(teacher.tmp / "p.wav", "good morning")
     assert voice["words"] == "good morning.  " and abs(voice["frames"] - 1.55 * 24000 / 256) <= 1
     assert len(voice["mel"]) == voice["frames"] + 1 and voice["gain"] < 1
-    (ids, align), (_, short) = f5_text.plan(b, ["hello there, you", "hi"], voice, 1.0)
+    (ids, align), (_, short) = f5_text.FrontEnd(b).plan(["hello there, you", "hi"], voice, 1.0)
     assert len(align) == voice["frames"] + int(voice["frames"] / 15 * 16)
     assert len(short) == voice["frames"] + int(voice["frames"] / 15 * 2 / 0.3)    # under ten bytes: slowly
-    [(_, fast)] = f5_text.plan(b, ["hello there, you"], voice, 2.0)
+    [(_, fast)] = f5_text.FrontEnd(b).plan(["hello there, you"], voice, 2.0)
     assert len(fast) == voice["frames"] + voice["frames"] * 16 // 30
     assert torch.equal(ids, f5_text.encode("good morning.  hello there, you", b.vocab))
     mels = sample.speak(b, ["hello there, you"], voice, steps=2, w=0.0)
     assert len(mels[0]) == len(align) - voice["frames"]                           # a prompt frame first
     assert torch.equal(mels[0][0], voice["mel"][-1])
-    assert sample.front_end(b).FADE == 0.15
+    assert sample.front_end(b).fade == 0.15
 
 
 @pytest.mark.parametrize("words, ending", [
     ("go on.", "go on.  "), ("go on", "go on.  "), ("go on. ", "go on.  "), ("go on?", "go on?.  ")])
 def test_the_prompts_words_end_as_there(teacher, words, ending):
-    assert f5_text.make_voice(teacher.b, teacher.tmp / "p.wav", words)["words"] == ending
+    assert f5_text.FrontEnd(teacher.b).make_voice(teacher.tmp / "p.wav", words)["words"] == ending
 
 
 @pytest.mark.parametrize("seconds, level, said, words", [
@@ -365,7 +365,7 @@ def test_the_prompts_words_end_as_there(teacher, words, ending):
 def test_prompts_that_cannot_be(teacher, tmp_path, seconds, level, said, words):
     write_wav(tmp_path / "p.wav", seconds, level)
     with pytest.raises(BadInput, match=words) as problem:
-        f5_text.make_voice(teacher.b, tmp_path / "p.wav", said)
+        f5_text.FrontEnd(teacher.b).make_voice(tmp_path / "p.wav", said)
     assert "\n" not in str(problem.value)
 
 
@@ -384,10 +384,10 @@ def voice_of(seconds, words):
 
 def check_chunks(b, words, voice, speed=1.0):
     """Chunks that keep to 22 s with their prompt and lose nothing."""
-    found = f5_text.chunks(b, words, voice, speed)
+    found = f5_text.FrontEnd(b).chunks(words, voice, speed)
     assert without_spaces("".join(found)) == without_spaces(words)
     assert all(chunk == chunk.strip() and chunk for chunk in found)
-    seconds = [len(align) * 256 / 24000 for _, align in f5_text.plan(b, found, voice, speed)]
+    seconds = [len(align) * 256 / 24000 for _, align in f5_text.FrontEnd(b).plan(found, voice, speed)]
     assert max(seconds) <= 22
     return found, seconds
 
@@ -442,25 +442,25 @@ def test_no_text_prompt_or_speed_makes_more_than_22_seconds(teacher):
     while tried < 60:
         said = "".join(rng.choices("abc ", k=rng.randint(1, 300))) + ".  "
         voice = voice_of(rng.uniform(0.5, 12), said)
-        if len(f5_text.tokens(said)) > voice["frames"] or f5_text.longest(teacher.b, voice, 1.0) < 30:
+        if len(f5_text.tokens(said)) > voice["frames"] or f5_text.FrontEnd(teacher.b).longest(voice, 1.0) < 30:
             continue
         tried += 1
         words = "".join(rng.choices(alphabet, k=rng.randint(1, 3000))) + " a."
         speed = rng.choice([0.25, 0.7, 1.0, 1.0, 2.0, 4.0])
-        found = f5_text.chunks(teacher.b, words, voice, speed)
-        assert max(len(align) for _, align in f5_text.plan(teacher.b, found, voice, speed)) * 256 / 24000 <= 22
+        found = f5_text.FrontEnd(teacher.b).chunks(words, voice, speed)
+        assert max(len(align) for _, align in f5_text.FrontEnd(teacher.b).plan(found, voice, speed)) * 256 / 24000 <= 22
         kept = re.sub(r"[^abcde]", "", words)                                     # all that has a sound here
         assert re.sub(r"[^abcde]", "", "".join(found)) == kept
 
 
 def test_what_cannot_be_said(teacher, capsys):
     voice = voice_of(3.0, "this is my own voice, as it is.  ")
-    assert f5_text.chunks(teacher.b, "Привет мир. hello\n\tthere.", voice, 1.0) == ["Привет мир. hello there."]
+    assert f5_text.FrontEnd(teacher.b).chunks("Привет мир. hello\n\tthere.", voice, 1.0) == ["Привет мир. hello there."]
     assert "--text: not known to the checkpoint, read as spaces: " in capsys.readouterr().out
-    assert f5_text.chunks(teacher.b, "hello \udcff there", voice, 1.0)                 # a terminal's broken byte
+    assert f5_text.FrontEnd(teacher.b).chunks("hello \udcff there", voice, 1.0)                 # a terminal's broken byte
     for words in ("", "  \n", "...", "Привет"):
         with pytest.raises(BadInput, match="nothing to say"):
-            f5_text.chunks(teacher.b, words, voice, 1.0)
+            f5_text.FrontEnd(teacher.b).chunks(words, voice, 1.0)
 
 
 # ------------------------------------------------------------------------------------------------- commands

@@ -23,7 +23,7 @@ import distill
 from methods import intmeanflow
 import sample
 import teacher
-from speech import text, vocoder
+from speech import text, vocoder, voices
 from common.cli import BadInput
 from conftest import ROOT, STEP, make_corpus, run, start, tiny_bundle, write_wav
 
@@ -66,12 +66,12 @@ def test_a_sign_is_spoken_and_nothing_in_a_word_is_deleted(written, spoken):
 def test_what_cannot_be_read_is_named(tmp_path, capsys, monkeypatch):
     b = tiny_bundle()
     b.vocab = list(" .?abdegh")
-    assert sample.chunks(b, "a bad egg \u2603 hidden", None, 1.0)
+    assert voices.FrontEnd(b).chunks("a bad egg \u2603 hidden")
     heard = capsys.readouterr().out
     assert "\u2603" in heard and "left out" in heard
     for silent in ("...", "", "\n\n", "\u2603", "(-)"):
         with pytest.raises(BadInput, match="nothing to say"):
-            sample.chunks(b, silent, None, 1.0)
+            voices.FrontEnd(b).chunks(silent)
 
 
 # --------------------------------------------------------------------------------------------------- long text
@@ -108,8 +108,12 @@ def test_an_hour_of_speech_has_flat_memory_and_a_picture(trained, tmp_path, quic
     (tmp_path / "book.txt").write_text(sentence * 250)
     pieces = []
     keep = sample.crossfade
+
+    def kept(made):
+        pieces.append(len(made[0]))
+        return made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "crossfade", lambda wavs, fade: (pieces.append(len(p)) or p for p in keep(wavs, fade)))
+        patch.setattr(sample, "crossfade", lambda tail, *more: kept(keep(tail, *more)))
         assert run(sample, "--ckpt", trained.student, "--text_file", tmp_path / "book.txt", "--out", out) == 0
     assert len(pieces) > 20 and max(pieces) < 16000 * 30                          # written as it is made
     assert soundfile.info(out).frames == sum(pieces) and out.with_suffix(".png").is_file()
@@ -137,7 +141,40 @@ def test_crossfade_in_pieces_is_the_crossfade_of_the_whole():
             ramp = np.linspace(0, 1, n, dtype=np.float32)
             both = whole[len(whole) - n:] * (1 - ramp) + wav[:n] * ramp
             whole = np.concatenate([whole[:len(whole) - n], both, wav[n:]])
-        assert np.allclose(np.concatenate(list(sample.crossfade(wavs, fade))), whole)
+        found, tail = [], np.zeros(0, np.float32)
+        for wav in wavs:
+            ready, tail = sample.crossfade(tail, wav, fade)
+            found.append(ready)
+        assert np.allclose(np.concatenate([*found, tail]), whole)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("peaks", [(0.2, 0.7, 0.1), (0.5, 2.4, 1.2), (1.001, 0.3)])
+def test_one_gain_brings_a_whole_text_under_full_scale(tmp_path, capsys, peaks, suffix):
+    with common.files.audio_file(tmp_path / f"a{suffix}", 16000) as append:
+        for peak in peaks:
+            append(peak * np.sin(np.arange(300000) / 3).astype(np.float32))
+    found = np.abs(soundfile.read(tmp_path / f"a{suffix}")[0]).reshape(len(peaks), -1).max(1)
+    gain = 0.99 / max(peaks) if max(peaks) > 1 else 1
+    assert np.allclose(found, gain * np.array(peaks), atol=1e-3)                  # and in proportion
+    assert capsys.readouterr().out.count("quieter") == (max(peaks) > 1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_a_checkpoints_usual_voice_and_a_text_said_whole():
+    b = tiny_bundle()
+    front, voices_ = sample.front_end(b), b.voices
+    first = next(iter(voices_))
+    b.voices = voices_ | {"other": voices_[first]}
+    assert front.pick_voice() is b.voices[first] and front.pick_voice("none") is None
+    b.contract["voice"] = "other"
+    assert front.pick_voice() is b.voices["other"] and front.pick_voice(first) is b.voices[first]
+    words = "Good morning to you and to all of them. " * 12
+
+    def loud(mel, settings):
+        return np.full(len(mel) * settings.hop, 3.0, np.float32)
+    found, one = (sample.say(b, text, front.pick_voice(), loud, steps=1) for text in (words, words[:40]))
+    assert len(found) > 5 * len(one) and np.abs(found).max() == pytest.approx(0.99)
 
 
 # -------------------------------------------------------------------------------------------------------- runs

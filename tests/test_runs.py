@@ -576,15 +576,13 @@ def test_a_variant_is_one_short_file(trained, tmp_path, monkeypatch):
     assert rows == 2 and {"loss", "mse@1"} < columns and (tmp_path / "s" / "log.png").is_file()
 
 
-SPEAK = '''import numpy
+SPEAK = '''from common.files import write_audio
 from networks.checkpoint import load_checkpoint
-from common.files import write_audio
-from sample import chunks, speak
-from speech.vocoder import griffin_lim
+from sample import say
+from speech.vocoder import load_vocoder
 b = load_checkpoint("checkpoints/student.pt")
-voice = next(iter(b.voices.values()))
-mels = speak(b, chunks(b, "Hello there.", voice, 1.0), voice, steps=1)
-write_audio("hello.wav", numpy.concatenate([griffin_lim(mel, b.settings) for mel in mels]), b.settings.rate)
+audio = say(b, "Hello there. Good morning.", next(iter(b.voices.values())), load_vocoder(None, b.settings))
+write_audio("hello.wav", audio, b.settings.rate)
 '''
 
 
