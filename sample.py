@@ -6,7 +6,7 @@
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
-from common.cli import BadInput, Parser, cli, number, pick_device, synchronise
+from common.cli import BadInput, Calls, Parser, cli, number, pick_device, synchronise
 from common.files import audio_file, full_scale, read_text
 from common.plots import plot_mels
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from networks.checkpoint import load_checkpoint
 from speech import f5_text, voices
+from speech.audio import crossfade, joined
 from speech.vocoder import load_vocoder
 
 # ---------------------------------------------------------------------------------------------------- sampler
@@ -91,6 +92,7 @@ def rollout(model, batch, grid, w):
 # ----------------------------------------------------------------------------------------------------- speech
 
 BATCH = 8                       # sentences at a time
+PICTURE = 60                    # seconds of mel in the picture, at most
 
 
 def front_end(b):
@@ -102,9 +104,9 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
           temperature=1.0):
     """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
 
-    texts: what its front end's chunks() gives. voice: a prompt (its pick_voice()) that gives voice and speaking
-    rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,), None: b's
-    own. Item i's noise comes from (seed, start + i); temperature is its standard deviation.
+    texts: what its front end's chunks() gives. voice: a prompt (its pick_voice()) that gives voice and
+    speaking rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,),
+    None: b's own. Item i's noise comes from (seed, start + i); temperature is its standard deviation.
     """
     device, M = next(b.model.parameters()).device, b.settings.n_mels
     grid = own_grid(b, steps) if grid is None else grid
@@ -129,27 +131,13 @@ def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, ba
     return mels
 
 
-def crossfade(tail, wav, fade):
-    """The end of what was spoken and the next chunk, crossing over linearly in `fade` samples -> audio that
-    is ready, and the new end, which waits for the chunk after.
-    """
-    n = min(fade, len(tail), len(wav))
-    ramp, start = np.linspace(0, 1, n, dtype=np.float32), len(tail) - n
-    audio = np.concatenate([tail[:start], tail[start:] * (1 - ramp) + wav[:n] * ramp, wav[n:]])
-    ready = max(0, len(audio) - fade)
-    return audio[:ready], audio[ready:]
-
-
 def say(b, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
     """A whole text -> its audio (samples,), at most full scale, as the command below speaks it."""
     front = front_end(b)
     mels = speak(b, front.chunks(words, voice, speed), voice, *check_steps(b, steps, w), seed, speed,
                  temperature=front.temperature)
-    ready, tail, fade = [], np.zeros(0, np.float32), int(front.fade * b.settings.rate)
-    for mel in mels:
-        audio, tail = crossfade(tail, vocoder(mel, b.settings), fade)
-        ready.append(audio)
-    audio = np.concatenate([*ready, tail]) * (voice or {}).get("gain", 1.0)
+    audio = joined((vocoder(mel, b.settings) for mel in mels), int(front.fade * b.settings.rate))
+    audio *= (voice or {}).get("gain", 1.0)
     return audio * full_scale(np.abs(audio).max())
 
 
@@ -196,8 +184,7 @@ def arguments():
     add("--cfg", type=number(0, 20),
         help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls (default: 0 for a "
         "student, for a teacher the --cfg of its training run)")
-    add("--grid", help="times of the steps: cosine, uniform, or 0,0.3,1 (default: the checkpoint's own; "
-        "a student of fixed steps has one)")
+    add("--grid", help="times of the steps: cosine, uniform, or 0,0.3,1 (default: the checkpoint's own)")
     add("--voice", help="one of the checkpoint's own voices, or 'none' (default: its usual one)")
     add("--prompt", help="a recording whose voice to use, with --prompt_text")
     add("--prompt_text", help="the words spoken in --prompt")
@@ -212,30 +199,16 @@ def arguments():
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     add("--out", type=Path, default=Path("out/sample.wav"), help="a .wav or .flac; a .png goes beside it")
     flags = p.parse_args()
-    out = flags.out
     if flags.text is None and flags.text_file is None:
         raise BadInput("--text or --text_file is missing: give the words to say")
-    if out.suffix.lower() not in (".wav", ".flac") or out.is_dir():
-        raise BadInput(f"--out {out}: expected the name of a .wav or .flac file")
-    if (flags.prompt, flags.prompt_text) != (None, None) and not (
-            flags.prompt and flags.prompt_text and flags.prompt_text.strip()):
+    if flags.out.suffix.lower() not in (".wav", ".flac") or flags.out.is_dir():
+        raise BadInput(f"--out {flags.out}: expected the name of a .wav or .flac file")
+    given = flags.prompt, flags.prompt_text
+    if given != (None, None) and not all(words and words.strip() for words in given):
         raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
-    if flags.prompt and out.resolve() == Path(flags.prompt).resolve():
-        raise BadInput(f"--out {out}: is the recording of --prompt; choose another name")
+    if flags.prompt and flags.out.resolve() == Path(flags.prompt).resolve():
+        raise BadInput(f"--out {flags.out}: is the recording of --prompt; choose another name")
     return flags
-
-
-class Calls:
-    """How often a network was called: counts what happens, not what should."""
-    def __init__(self, model):
-        self.number = 0
-        model.register_forward_hook(self.add)
-
-    def add(self, *_):
-        self.number += 1
-
-
-PICTURE = 60                    # seconds of mel in the picture, at most
 
 
 def main():
@@ -270,8 +243,7 @@ def main():
                 append(ready)
                 length += len(ready)
             to_mel, to_sound = to_mel + between - begin, to_sound + clock.perf_counter() - between
-            if sum(map(len, shown)) < PICTURE * rate / hop:
-                shown += mels
+            shown += mels if sum(map(len, shown)) < PICTURE * rate / hop else []
         append(tail)
     seconds = (length + len(tail)) / rate
     title = words[:100].encode(errors="replace").decode()                         # a terminal's broken bytes

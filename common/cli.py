@@ -109,6 +109,17 @@ def pick_device(name):
     return torch.device(picked)
 
 
+class Calls:
+    """How often a network was called: counts what happens, not what should."""
+
+    def __init__(self, model):
+        self.number = 0
+        model.register_forward_hook(self.add)
+
+    def add(self, *_):
+        self.number += 1
+
+
 def synchronise(device):
     """Wait until the device has done what it was asked, so that a clock tells the truth."""
     if device.type == "cuda":

@@ -86,3 +86,23 @@ def load_audio(path, settings, level=LEVEL, longest=math.inf):
         raise BadInput(f"{path}: silent or not audio (RMS {rms:.1e})")
     gain = 1.0 if not level or (settings.keep_loud and rms > level) else level / rms
     return np.clip(wav * gain, -1.0, 1.0).astype(np.float32)
+
+
+def crossfade(tail, wav, fade):
+    """The end of what was spoken and the next chunk, crossing over linearly in `fade` samples -> audio that
+    is ready, and the new end, which waits for the chunk after.
+    """
+    n = min(fade, len(tail), len(wav))
+    ramp, start = np.linspace(0, 1, n, dtype=np.float32), len(tail) - n
+    audio = np.concatenate([tail[:start], tail[start:] * (1 - ramp) + wav[:n] * ramp, wav[n:]])
+    ready = max(0, len(audio) - fade)
+    return audio[:ready], audio[ready:]
+
+
+def joined(wavs, fade):
+    """Audio of chunks -> of all of them, crossing over."""
+    ready, tail = [], np.zeros(0, np.float32)
+    for wav in wavs:
+        audio, tail = crossfade(tail, wav, fade)
+        ready.append(audio)
+    return np.concatenate([*ready, tail])
