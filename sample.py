@@ -6,8 +6,9 @@
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
-from common.cli import BadInput, Calls, Parser, cli, number, pick_device, synchronise
+from common.cli import BadInput, Calls, Parser, cli, pick_device, synchronise
 from common.files import audio_file, full_scale, read_text
+from common.flags import sample_flags
 from common.plots import plot_mels
 
 import time as clock
@@ -176,28 +177,7 @@ def pick_grid(b, steps, words, asked=None):
 def arguments():
     """Command-line flags with their reasons."""
     p = Parser(__doc__, idle=[("--voice", "--prompt"), ("--text", "--text_file")])
-    add = p.add_argument
-    add("--text", help="what to say; long text is spoken in sentence chunks")
-    add("--text_file", metavar="FILE", help="a file that holds the text; - is standard input")
-    add("--ckpt", default="checkpoints/student_dmd.pt", help="teacher or student (default %(default)s)")
-    add("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
-    add("--cfg", type=number(0, 20),
-        help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls (default: 0 for a "
-        "student, for a teacher the --cfg of its training run)")
-    add("--grid", help="times of the steps: cosine, uniform, or 0,0.3,1 (default: the checkpoint's own)")
-    add("--voice", help="one of the checkpoint's own voices, or 'none' (default: its usual one)")
-    add("--prompt", help="a recording whose voice to use, with --prompt_text")
-    add("--prompt_text", help="the words spoken in --prompt")
-    add("--speed", type=number(0.25, 4), default=1.0, help="2 is twice as fast (default 1)")
-    add("--seed", type=number(0, 10**9, int), default=0, help="item i's noise is from (seed, i) (default 0)")
-    add("--temperature", type=number(0, 2), help="standard deviation of the noise: below 1 less varied and "
-        "clearer, as in Matcha-TTS (default 0.5, for F5-TTS 1, which is what training knows)")
-    add("--vocoder", help="griffin_lim, a .pt of vocoder.py, or a folder or hub name of SpeechT5's "
-        "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits, else griffin_lim)")
-    add("--bf16", action="store_true", help="compute in bfloat16: pays for large networks and long batches")
-    add("--compile", action="store_true", help="torch.compile the network: half a minute, for long text")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
-    add("--out", type=Path, default=Path("out/sample.wav"), help="a .wav or .flac; a .png goes beside it")
+    sample_flags(p.add_argument)
     flags = p.parse_args()
     if flags.text is None and flags.text_file is None:
         raise BadInput("--text or --text_file is missing: give the words to say")

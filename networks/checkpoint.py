@@ -133,7 +133,8 @@ def check_sizes(config, settings, tensors):
     steps = getattr(config, "steps", ())
     require(all(type(n) is int and n > 0 for n in steps), f"steps are {steps}")
     check_settings(settings)
-    require(settings.n_mels == config.mels, f"a mel of {settings.n_mels} bands; the network has {config.mels}")
+    require(settings.n_mels == config.mels,
+            f"a mel of {settings.n_mels} bands; the network has {config.mels}")
 
 
 def check_rest(c, config, settings):

@@ -132,11 +132,13 @@ def file(files, base, folders, path):
 
 def everything(files):
     """All that file() has kept -> (stem, folders, path), one after the other."""
-    return ((base, *kept) for base, (groups, _) in files.items() for group in groups.values() for kept in group)
+    return ((base, *kept) for base, (groups, _) in files.items()
+            for group in groups.values() for kept in group)
 
 
 def match(name, folders, files):
-    """Which of file()'s files a name in some folders means -> [(folders, path)], several where none is nearest.
+    """Which of file()'s files a name in some folders means -> [(folders, path)], several where none is
+    nearest.
 
     wavs/u1 may lie in audio/, or deeper; but anna's u1 is never ben's: of the folders that could be a
     speaker's, one side has all that the other has. The nearest has the same, else few more, else few less.
@@ -149,7 +151,8 @@ def match(name, folders, files):
         wider = [theirs for theirs in rarest if ours < theirs]
         near = [theirs for theirs in wider if len(theirs) == min(map(len, wider))]
     for size in range(min(len(ours), 12) - 1, -1, -1) if groups and not near else ():
-        near = near or [theirs for theirs in map(frozenset, itertools.combinations(ours, size)) if theirs in groups]
+        near = near or [theirs for theirs in map(frozenset, itertools.combinations(ours, size))
+                        if theirs in groups]
     found = [kept for theirs in near for kept in groups[theirs]]
     return [kept for kept in found if kept[0] == list(folders)] or found
 
@@ -179,8 +182,9 @@ def speaker_of(path, folders):
 
 HEADER = dict(text="text sentence transcript transcription raw_text original_text raw_transcription phrase",
               normal="normalized_text normalised_text normalized normalised normalized_transcription",
-              speaker="speaker speaker_id speaker_name speakerid spk spk_id spkid spkr client_id voice voice_id reader "
-                      "reader_id narrator actor actor_id person talker singer artist user_id participant subject")
+              speaker="speaker speaker_id speaker_name speakerid spk spk_id spkid spkr "
+                      "client_id voice voice_id reader reader_id narrator actor actor_id person "
+                      "talker singer artist user_id participant subject")
 UNCHECKED = set("invalidated other reported clip_durations unvalidated_sentences validated_sentences".split())
 
 
@@ -255,7 +259,8 @@ def roles(rows, key, header):
             role["text"], role["normal"] = sorted((text, c))
         elif c != text and titles and titles[c] not in {title(cell) for cell in cells[1:]}:
             speakers |= {c: len(rows) + 1} if titles[c] in HEADER["speaker"].split() else {}
-        elif c != text and names_speakers(cells, columns[text]) and not (c > text and set(cells) <= {"0", "1"}):
+        elif (c != text and names_speakers(cells, columns[text])
+              and not (c > text and set(cells) <= {"0", "1"})):
             speakers[c] = len(set(cells))
         elif c != text and sum(len(words_of(cell)) for cell in cells) >= 3 * len(rows):
             first, second = sorted((text + 1, c + 1))
@@ -265,7 +270,8 @@ def roles(rows, key, header):
 
 
 def read_table(path, folders, recordings):
-    """Rows of a table -> [(id, [(folders, recording)], text, speaker or "", why it cannot be used or "")], and
+    """Rows of a table -> [(id, [(folders, recording)], text, speaker or "", why it cannot be used, or "")],
+    and
     whether titles say which of its columns is the text. A .txt may be none: [].
 
     The mark between columns, and the column of ids, are those by which most recordings are named.
@@ -357,6 +363,21 @@ def read_sidecar(base, folders, sides):
     return path, " ".join(lines)
 
 
+def only_spoken(found, skipped):
+    """The recordings whose texts are words and nothing else, spaces in order; adds the others to skipped."""
+    usable, turns = [], turn_of(words for _, _, words, _ in found)
+    for name, path, words, who in found:
+        try:
+            wrecked = WRECKED.search(words)
+            if wrecked:
+                raise BadInput(f"text decoded wrongly (it holds {ascii(wrecked[0])})")
+            check_spoken(words, turns)
+            usable.append((name, path, " ".join(words.split()), who))
+        except BadInput as problem:
+            skipped.append((name, str(problem)))
+    return usable
+
+
 def find_utterances(folder):
     """Recordings and texts in a folder -> [(id, path, text, speaker)], [(what was skipped, why)].
 
@@ -372,7 +393,7 @@ def find_utterances(folder):
     recordings, sides, tables, skipped = survey(folder)
     tables.sort(key=lambda p: (not p.name.lower().startswith("metadata"), p))
     loose = [path for base, _, path in everything(sides) if base not in recordings]
-    found, taken, used, lists = [], {}, False, []                                 # taken: {recording: its text}
+    found, taken, used, lists = [], {}, False, []  # taken: {recording: its text}
     for table in [*tables, *(p for p in loose if p.suffix.lower() == ".txt")]:
         shown = table.relative_to(folder)
         try:
@@ -410,17 +431,7 @@ def find_utterances(folder):
                 skipped.append((name, str(problem)))
     if used or not found:                       # else a .txt is as likely a note on the corpus
         skipped += [(str(path.relative_to(folder)), "no audio of this name") for path in loose]
-    usable, turns = [], turn_of(words for _, _, words, _ in found)
-    for name, path, words, who in found:
-        try:
-            wrecked = WRECKED.search(words)
-            if wrecked:
-                raise BadInput(f"text decoded wrongly (it holds {ascii(wrecked[0])})")
-            check_spoken(words, turns)
-            usable.append((name, path, " ".join(words.split()), who))
-        except BadInput as problem:
-            skipped.append((name, str(problem)))
-    found = usable
+    found = only_spoken(found, skipped)
     if not found:
         first = f" (skipped: {counted(skipped)}; {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise BadInput(f"--data {folder}: no usable recordings{first}; expected metadata.csv (id|text) and "

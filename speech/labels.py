@@ -1,12 +1,12 @@
 r"""Words that stand in a corpus and are neither spoken nor anybody's name.
 
 Tables and folders sort recordings by mood, language or part; texts carry times, phones, notes on noises and
-the names of speakers. corpora.py asks here before it takes a column or a folder for the speaker, and before it
-takes a text for what is said.
+the names of speakers. corpora.py asks here before it takes a column or a folder for the speaker, and before
+it takes a text for what is said.
 """
 import re
 
-# ------------------------------------------------------------------------------------ neither name nor speaker
+# -------------------------------------------------------------------------------- neither name nor speaker
 
 GENDERS = set("male female m f man woman men women masculine feminine boy girl boys girls".split())
 SORTS = GENDERS | set("""
@@ -42,9 +42,10 @@ SORTS = GENDERS | set("""
     european native nonnative
     """.split())
 # folders that part the recordings of one speaker: chapter_3, cd1, 2021-05-03
-PART = re.compile(r"(chapters?|chap|ch|session|sess|day|book|part|disc|disk|cd|batch|set|split|take|section|sec"
-                  r"|volume|vol|week|round|run|shard|chunk|scene|episode|ep|lesson|unit|page|story|poem|channel"
-                  r"|mic|microphone|rate|block|task|prompt|sentences?|utterances?|utts?)[ _.-]*(\d+|[a-z]|[ivx]+)"
+PART = re.compile(r"(chapters?|chap|ch|session|sess|day|book|part|disc|disk|cd|batch|set|split|take|section"
+                  r"|sec|volume|vol|week|round|run|shard|chunk|scene|episode|ep|lesson|unit|page|story|poem"
+                  r"|channel|mic|microphone|rate|block|task|prompt|sentences?|utterances?|utts?)"
+                  r"[ _.-]*(\d+|[a-z]|[ivx]+)"
                   r"|(19|20)\d\d([-_.]?\d\d([-_.]?\d\d)?)?([-_T ]\d\d[-_.:]?\d\d([-_.:]?\d\d)?)?", re.I)
 
 
@@ -58,9 +59,9 @@ def is_sort(value):
     return bool(PART.fullmatch(value)) or bool(words) and set(words) <= SORTS and not someone
 
 
-# ------------------------------------------------------------------------------------------ neither nor spoken
+# -------------------------------------------------------------------------------------- neither nor spoken
 
-# what an [event], (event), *event* or <event> is made of: stems, so that laughs, laughing and laughter are one
+# what an [event], (event), *event* or <event> is made of: stems, so that laughs and laughter are one
 EVENTS = (r"noises?|nois[ey]\w*|laugh\w*|giggl\w*|chuckl\w*|snicker\w*|sigh\w*|cough\w*|sneez\w*|sniff\w*"
           r"|breath\w*|inhal\w*|exhal\w*|gasp\w*|groan\w*|moan\w*|cry|cries|crying|sob\w*|weep\w*|yawn\w*"
           r"|whistl\w*|applau\w*|clap|claps|clapping|cheer\w*|music\w*|sing|sings|singing|hum|hums|humming"
@@ -79,7 +80,7 @@ BESIDE = (r"loud(ly)?|soft(ly)?|quiet(ly)?|light(ly)?|heav(y|ily)|deep(ly)?|nerv
 EVENT = re.compile(rf"(?:(?:{BESIDE})[\s_-]+)*(?:{EVENTS})(?:[\s_-]+(?:{EVENTS}|{BESIDE}))*[.!…]*", re.I)
 BRACKETS = re.compile(r"\[([^\]]{1,40})\]|\(([^)]{1,40})\)|\*([^*]{1,40})\*|<(/?[^<>]{1,40})>"
                       r"|\{([^}]{1,40})\}|~([^~]{1,20})~|\+\+([^+]{1,20})\+\+|♪([^♪]*)")
-TAGS = set("a b i u s p em br div span strong sub sup".split())                   # of web pages: text.py skips them
+TAGS = set("a b i u s p em br div span strong sub sup".split())  # of web pages: text.py skips them
 LABEL = re.compile(r"\W*(?:(?:speaker|spkr?|voice|person|participant|interviewe[re]|host|guest|caller|agent)"
                    r"[ _-]*(?:\d+|[a-z]|[ivx]+)?|transcript(?:ion)?|text|sentence|utterance|prompt|subtitles?"
                    r"|caption|audio|file(?:name)?|id|lang(?:uage)?|duration|speaker ?id|name"
@@ -102,7 +103,7 @@ TIMED = re.compile(rf"\s*{NUMBER}\s+{NUMBER}(\s+\S|\s*$)"                       
 ROWS = re.compile(rf"\s*({NUMBER}\s+{NUMBER}\s+\S+\s*){{2,}}|\s*(\S+\s+{NUMBER}\s+{NUMBER}\s*){{2,}}"
                   rf"|\s*(sil|sp|pau|#|h#)\s+{NUMBER}\s+{NUMBER}\s*")             # in one line
 CLOCKS = re.compile(r"-->|^\s*(\[\d+:\d\d|\d+:\d\d(:\d\d|[.,]\d))|\d:\d\d:\d\d[.,]\d")
-MARKUP = re.compile(r"\s*([{\[]\s*[\"{\[]|<\?xml|<(!|html|text|trans|annotation)|#!MLF!#"         # JSON, XML, HTK
+MARKUP = re.compile(r"\s*([{\[]\s*[\"{\[]|<\?xml|<(!|html|text|trans|annotation)|#!MLF!#"  # JSON, XML, HTK
                     r"|(File type|Object class|xmin|xmax|intervals)\b.*[=:?]"                   # Praat
                     r"|\d+\s+\d+\s+\S*[-^]\S*\+\S*|\S*\^\S*-\S+\+\S+)", re.I)                   # full context
 

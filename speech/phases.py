@@ -1,6 +1,7 @@
 """Magnitudes -> audio without a network: phases from gradients, then fast Griffin-Lim. Plain Griffin-Lim too.
 
-Shapes: B batch, T frames, M mel bands, N samples of a window, H of a hop, F = N / 2 + 1 frequencies, R = N / H.
+Shapes: B batch, T frames, M mel bands, N samples of a window, H of a hop, F = N / 2 + 1 frequencies,
+R = N / H.
 """
 import math
 from functools import lru_cache

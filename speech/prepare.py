@@ -130,7 +130,8 @@ def open_entry(target):
             mels_digest(str(file.resolve()), size, status.st_mtime_ns) == index["sha256"])
         return corpus if whole_entry else None
     except PermissionError as problem:
-        raise BadInput(f"{problem.filename}: cannot be read, it is another user's; choose another --cache") from None
+        raise BadInput(f"{problem.filename}: cannot be read, it is another user's; "
+                       "choose another --cache") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):                # damage
         return None
 

@@ -130,7 +130,8 @@ def read_sound(folders, settings, length):
 
 
 def excerpts(sound, starts, length, settings):
-    """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, T, F), audio (B, N)."""
+    """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, T, F), audio (B, N).
+    """
     wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767             # (B, N)
     spec = torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
                       pad_mode="reflect", return_complex=True).abs().mT
