@@ -247,7 +247,7 @@ def say(b, takes, steps, w, temperature):
     """The words of all takes by one checkpoint, each in its voice -> mels [(T, M)]."""
     mels = []
     for k, (words, path, speaker, prompt) in enumerate(takes):
-        voice = front_end(b).make_voice(b, path, prompt) if prompt else b.voices[speaker]
+        voice = front_end(b).make_voice(path, prompt) if prompt else b.voices[speaker]
         ids = reader.encode(words, b.vocab, b.lang)[0]
         mels += speak(b, [ids], voice, steps, w, start=k, temperature=temperature)
     return mels
