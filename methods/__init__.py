@@ -3,4 +3,5 @@
 intmeanflow.py  average velocities between any two times, and O3S, the search for step times
 baselines.py    velocity, progressive, consistency, meanflow
 dmd.py          distribution matching
+pairs.py        what the networks make of recordings, for the vocoder to train on
 """

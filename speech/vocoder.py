@@ -5,8 +5,9 @@
     python -m speech.vocoder --adversarial --init out/vocoder/vocoder.pt --lr 3e-4 --batch 10 --out out/judged
 
 The first trains magnitudes alone, against those of the recordings. --adversarial goes on through the phases
-and the sound, judged by discriminators.py: magnitudes then allow for what the phases cannot do. Of all that
-was tried for the sound this gained most (results/sound.md).
+and the sound, judged by discriminators.py: magnitudes then allow for what the phases cannot do. With --pairs
+of methods/pairs.py half of what it hears are mels that the networks made, as it will when it speaks. Of all
+that was tried for the sound this gained most (results/sound.md).
 
 Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network.
 """
@@ -29,6 +30,7 @@ from speech.discriminators import discriminators, generator_losses, hinge_loss, 
 from speech.phases import FLOOR, blurred, fast_griffin_lim, griffin_lim
 
 WEIGHTS, FORMAT = Path(__file__).parent.parent / "checkpoints" / "vocoder.pt", "dsflow-vocoder-1"
+PAIRS = "dsflow-pairs-1"         # the format of methods/pairs.py's files
 
 
 class Block(nn.Module):
@@ -133,9 +135,35 @@ def excerpts(sound, starts, length, settings):
     """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, T, F), audio (B, N).
     """
     wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767             # (B, N)
-    spec = torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
+    return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), magnitudes(wavs, settings), wavs
+
+
+def magnitudes(wavs, settings):
+    """Audio (B, N) -> magnitudes (B, T, F), frame by frame those of the mel."""
+    return torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
                       pad_mode="reflect", return_complex=True).abs().mT
-    return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), spec, wavs
+
+
+def load_pairs(path, frames, settings):
+    """A file of methods/pairs.py -> [(mel (T, M), audio (samples,) int16)] of more than so many frames."""
+    content = load_torch(path, PAIRS, "pairs of methods/pairs.py")
+    pairs = [(mel, wav) for mel, wav in zip(content["mels"], content["wavs"])
+             if len(mel) > frames and len(wav) >= (len(mel) - 1) * settings.hop]
+    if not pairs or pairs[0][0].shape[1] != settings.n_mels:
+        raise BadInput(f"--pairs {path}: none is longer than {frames} frames of {settings.n_mels} bands")
+    return pairs
+
+
+def with_pairs(batch, pairs, settings, g):
+    """What excerpts() gave, with half of it replaced by mels that networks made and the sound they belong to.
+    """
+    mels, _, wavs = (x.clone() for x in batch)
+    for b in range(len(mels) // 2):
+        mel, wav = pairs[int(torch.randint(len(pairs), (), generator=g))]
+        k = int(torch.randint(len(mel) - mels.shape[1], (), generator=g))
+        mels[b] = mel[k:k + mels.shape[1]].float()
+        wavs[b] = wav[k * settings.hop:][:wavs.shape[1]].float() / 32767
+    return mels, magnitudes(wavs, settings), wavs
 
 
 def losses(log, magnitude):
@@ -170,6 +198,7 @@ def arguments():
     add("--out", type=Path, default=Path("out/vocoder"), help="for vocoder.pt and log (default %(default)s)")
     add("--init", help="a vocoder.pt to start from")
     add("--adversarial", action="store_true", help="train through the phases, judged; wants --init")
+    add("--pairs", help="a file of methods.pairs: half of each batch is mels that networks made")
     add("--max_iters", type=count(), default=4000, help="updates (default %(default)s)")
     add("--batch", type=count(), default=16, help="excerpts of 0.8 s per update (default %(default)s)")
     add("--eval_every", type=count(), default=500, help="updates between reports (default %(default)s)")
@@ -193,19 +222,23 @@ def main(frames=49):
     net = load_net(flags.init) if flags.init else Vocoder(MelSettings())
     settings, length = net.settings, (frames - 1) * net.settings.hop
     sound, held = read_sound(flags.data, settings, length)
+    pairs = load_pairs(flags.pairs, frames, settings) if flags.pairs else []
     seconds, kept = (len(x) / settings.rate for x in (sound, held))
     print(f"{seconds / 60:.1f} min to train on, {kept:.0f} s held out")
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
     judges = discriminators().to(device) if flags.adversarial else torch.nn.ModuleList()
     optimiser = adamw([dict(params=net.parameters()), dict(params=judges.parameters())], flags.lr, 0.01)
     recipe = dict(vars(flags), sound=zlib.crc32(sound.numpy().tobytes()),
-                  init=flags.init and digest(flags.init))
+                  init=flags.init and digest(flags.init), pairs=flags.pairs and digest(flags.pairs))
     run = Run(flags, device, dict(net=net, ema=ema, judges=judges), optimiser, recipe)
     starts = range(0, len(held) - length, len(held) // 64)
     fixed = [x.to(device) for x in excerpts(held, starts, length, settings)]
     for step in run.steps("vocoder"):
-        starts = torch.randint(len(sound) - length, (flags.batch,), generator=seed_update(flags.seed, step))
-        mel, magnitude, wavs = (x.to(device) for x in excerpts(sound, starts.tolist(), length, settings))
+        g = seed_update(flags.seed, step)
+        starts = torch.randint(len(sound) - length, (flags.batch,), generator=g)
+        batch = excerpts(sound, starts.tolist(), length, settings)
+        batch = with_pairs(batch, pairs, settings, g) if pairs else batch
+        mel, magnitude, wavs = (x.to(device) for x in batch)
         rate, log = learning_rate(step, flags.lr, 100, flags.max_iters), net(mel)
         terms = dict(zip(("log_loss", "loss"), losses(log, magnitude)))
         if flags.adversarial:

@@ -8,11 +8,14 @@ import pytest
 import soundfile
 import torch
 
+import model
+import sample
+from methods import pairs
 from speech import discriminators, phases
 from speech import vocoder
 from common.cli import BadInput
 from common.files import read_csv
-from conftest import ROOT
+from conftest import ROOT, make_batch, run
 from data import MelSettings, mel_spectrogram
 from speech.audio import load_audio
 
@@ -171,6 +174,45 @@ def test_adversarial_training_runs_and_refuses_another_start(monkeypatch, corpus
     with pytest.raises(BadInput, match="made with another init"):
         train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 5, "--resume")
     assert whole.read.weight.isfinite().all()
+
+
+def test_the_noise_of_a_recording_leads_back_to_it():
+    """On straight paths exactly: a network whose velocity is constant goes back to where it came from."""
+    batch = make_batch()
+    batch["x0"] = batch["x0"] / batch["x0"][batch["mask"]].std()
+
+    class Straight(torch.nn.Module):
+        config, when = model.DiTConfig(vocab=9, mels=8), model.DiT.when
+
+        def embed_text(self, text, align, mask=None, drop=None):
+            return torch.zeros(*align.shape, 1)
+
+        def forward(self, x, when, ref, h, mask=None):
+            return batch["mel"] - batch["x0"]
+    found = pairs.noise_of(Straight(), batch, sample.cosine_grid(5))
+    assert torch.allclose(found, batch["x0"], atol=1e-5)
+
+
+def test_pairs_are_made_and_trained_on(monkeypatch, tmp_path, capsys):
+    checkpoints = ROOT / "checkpoints"
+    if not (checkpoints / "teacher.pt").is_file():
+        pytest.skip("no checkpoints")
+    (tmp_path / "c" / "wavs").mkdir(parents=True)
+    for i in range(6):
+        soundfile.write(tmp_path / "c" / "wavs" / f"u{i}.wav", voiced(2 + 0.1 * i), 16000)
+    texts = ["good morning to you all", "one more line to say", "and the last one of them"] * 2
+    (tmp_path / "c" / "metadata.csv").write_text("".join(f"u{i}|{text}|{text}\n" for i, text in enumerate(texts)))
+    monkeypatch.chdir(ROOT)
+    assert run(pairs, "--data", tmp_path / "c", "--cache", tmp_path / "cache", "--count", 3, "--out", tmp_path / "p.pt") == 0
+    made = torch.load(tmp_path / "p.pt", weights_only=True)
+    assert len(made["mels"]) == len(made["wavs"]) > 0
+    assert all((len(mel) - 1) * 256 <= len(wav) for mel, wav in zip(made["mels"], made["wavs"]))
+    batch = vocoder.excerpts(torch.as_tensor((voiced(3) * 32767).astype(np.int16)), [0, 5, 9, 20], 48 * 256, MELS)
+    kept = [(mel, wav) for mel, wav in vocoder.load_pairs(tmp_path / "p.pt", 49, MELS)]
+    mixed = vocoder.with_pairs(batch, kept, MELS, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a[2:], b[2:]) and not torch.equal(a[:2], b[:2]) for a, b in zip(batch, mixed))
+    with pytest.raises(BadInput, match="--pairs"):
+        vocoder.load_pairs(tmp_path / "p.pt", 10_000, MELS)
 
 
 def test_wrong_input_is_one_line(monkeypatch, corpus, tmp_path):
