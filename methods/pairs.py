@@ -3,7 +3,7 @@
     python -m methods.pairs --out out/pairs.pt
     python -m speech.vocoder --adversarial --pairs out/pairs.pt --init checkpoints/vocoder.pt --lr 3e-4
 
-A vocoder trained on recordings alone hears cleaner mels than the networks make. A mel that a network makes has
+A vocoder trained on recordings hears cleaner mels than the networks make. A mel that a network makes has
 no recording, unless it starts from the recording's own noise. That noise is found by walking the teacher's
 path backwards, from the recording at t = 1 to t = 0; the student's one step from there is its take of this
 very recording, at its pace and pitch. [ours] The first fifth is given, as a prompt gives the voice; half of
@@ -27,7 +27,7 @@ from speech.vocoder import PAIRS
 
 @torch.no_grad()
 def noise_of(teacher, batch, grid):
-    """The noise (B, T, M) from which the teacher's steps along grid lead to the batch's mel, without guidance.
+    """The noise (B, T, M) from which the teacher's steps along grid lead to the batch's mel, unguided.
 
     Its deviation comes out lower than 1, since few steps backwards are not exact, and is set to 1.
     """
