@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 judged = {row["system"].split(",")[0]: row for row in read_csv(HERE / "natural.csv")}
 judged["Kokoro-82M"] = judged["recording"]      # it spoke the recordings
 plt = pyplot()
-fig, ax = plt.subplots(figsize=(6, 3), constrained_layout=True)
+fig, ax = plt.subplots(figsize=(8, 3), constrained_layout=True)
 for k, row in enumerate(read_csv(HERE / "speed.csv")):
     likelier = row["system"].replace("student", "student_dmd")                    # dmd.py's: as fast
     if likelier != row["system"] and likelier in judged:
@@ -22,8 +22,7 @@ for k, row in enumerate(read_csv(HERE / "speed.csv")):
         x, y = float(row["RTF p50"]), float(heard["Distill-MOS"])
         ax.plot(x, y, "o", color="tab:blue")
         ax.annotate(f"{row['system']}\nwords {float(heard['corpus word error rate']):.3f}", (x, y),
-                    (6, -14) if k % 2 == 0 else (-34, 18),                   # beside its neighbours' words
-                    textcoords="offset points", fontsize=7)
+                    (6, -14), textcoords="offset points", fontsize=7)
 ax.set(xscale="log", xlim=(0.008, 1.2), ylim=(2.3, 4.8), ylabel="Distill-MOS",
        xlabel="seconds of work per second of speech, text to sound, two cores")
 ax.legend(loc="lower right", fontsize=7)
