@@ -26,7 +26,7 @@ import common.run
 import data
 import distill
 import model
-import speech.ears
+import speech.judges
 import teacher
 
 ROOT = Path(__file__).resolve().parent
@@ -115,7 +115,7 @@ def run(command, *words):
         gc.collect()                            # what a process's end would end, like the lock on --out
 
 
-def without_ears(folder):
+def without_judges(folder):
     """The environment of a real process that finds no speech recogniser and no predictor of listening tests: they
     are optional, and take longer than all the rest.
     """
@@ -128,22 +128,22 @@ def without_ears(folder):
 def start(folder, *words, **options):
     """python WORDS as a real process; both its outputs are one pipe."""
     return subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env=without_ears(folder), **options)
+                            text=True, env=without_judges(folder), **options)
 
 
-def one_of_many(told, command, words, rank, ranks, port):
+def one_of_many(output, command, words, rank, ranks, port):
     """What torchrun starts so many of: a command that finds the others by these variables."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
-    sys.stdout = sys.stderr = open(told, "a", buffering=1)
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)
     torch.set_num_threads(1)
     distill.final_table = lambda *_: None
     sys.exit(run(importlib.import_module(command), *words))
 
 
-def start_many(told, ranks, command, *words):
+def start_many(output, ranks, command, *words):
     """So many processes of one run, each a fork of a process that has imported all it needs -> the processes; what
-    they say is in the file `told`.
+    they say is in the file `output`.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
@@ -151,7 +151,7 @@ def start_many(told, ranks, command, *words):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [context.Process(target=one_of_many, args=(str(told), command, list(map(str, words)), rank, ranks, port))
+    jobs = [context.Process(target=one_of_many, args=(str(output), command, list(map(str, words)), rank, ranks, port))
             for rank in range(ranks)]
     [job.start() for job in jobs]
     return jobs
@@ -171,8 +171,8 @@ def trained(tmp_path_factory):
         for name, path in of_each.items():
             assert run(teacher, *flags, "--out", path.parent, "--max_iters", 2, "--backbone", name) == 0
         of = ["--teacher", of_each["dit"]]
-        with pytest.MonkeyPatch.context() as ears:
-            ears.setattr(speech.ears, "load_judges", lambda *_: {})
+        with pytest.MonkeyPatch.context() as judges:
+            judges.setattr(speech.judges, "load_judges", lambda *_: {})
             assert run(distill, *flags, *of, "--out", tmp / "s", "--max_iters", 2, "--pool", 2) == 0
         yield types.SimpleNamespace(tmp=tmp, flags=flags, of=of, of_each=of_each, teacher=of[1], student=tmp / "s" / "student.pt")
 

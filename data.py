@@ -1,13 +1,14 @@
 """Audio in, batches out: the mel spectrogram, prepared corpora, batches of similar lengths.
 
-prepare.py makes the corpora that Corpus reads, with text.py's symbols and align.py's durations.
+speech/prepare.py makes the corpora that Corpus reads, with the symbols of text.py and durations of align.py.
 
-A BATCH is a dict, which gathers keys on its way from collate() to a loss:
+A BATCH is a dict that gathers keys on its way to a loss. infill is in teacher.py, teacher_states in
+distill.py, parts and draw in common/run.py:
     key           shape             what it is                                added by        read by
     mel           (B, T, M)         normalised log mel, padding 0             collate         infill, cfm_loss
     mask          (B, T) bool       frames that are no padding                collate         networks, infill
     text          (B, L)            symbol ids from 1 on, padding 0           collate         embed_text
-    durations     (B, L)            frames of each symbol                     collate         their predictor
+    durations     (B, L)            frames of each symbol                     collate         its predictor
     align         (B, T)            place of the symbol a frame speaks        collate         embed_text
     known         (B, T) bool       frames that are given                     infill          rollout
     todo          (B, T) bool       frames to generate: mask without known    infill          losses
@@ -19,7 +20,7 @@ A BATCH is a dict, which gathers keys on its way from collate() to a loss:
     rows          (B,)              their numbers among those                 parts           draw
     frame_share   ()                their share of the update's todo frames   parts           the loops
     symbol_share  ()                their share of its symbols                parts           teacher.py
-    states        (I + 1, B, T, M)  the teacher's, at ends of intervals       teacher_states  losses
+    states        (I + 1, B, T, M)  points of the teacher's trajectory        teacher_states  losses
     grid          (I + 1,)          their times, from 0 to 1                  teacher_states  losses
     w             float             the guidance that made them               teacher_states  dmd_loss
     u             {name: (B,)}      uniform numbers, named by a Method        draw            losses
@@ -41,7 +42,7 @@ import torch
 
 @dataclass(frozen=True)
 class MelSettings:
-    """How audio becomes a mel spectrogram. Every checkpoint carries one, so nothing is assumed twice.
+    """How audio becomes a mel spectrogram. Every checkpoint carries its own.
 
     The defaults are the convention of microsoft/speecht5_hifigan (log10 of a Slaney-scaled magnitude mel),
     with a higher floor: at its 1e-10, digital silence would lie 6 decades under speech and dominate every
@@ -73,7 +74,7 @@ def filterbank(settings):
 
 
 def mel_spectrogram(wav, settings):
-    """Audio (samples,) in [-1, 1] -> normalised log mel (T, M). The only mel.
+    """Audio (samples,) in [-1, 1] -> normalised log mel (T, M). All mels are made here.
 
     T = samples // hop + 1, or samples // hop if not centred.
     """
@@ -110,9 +111,9 @@ class Ragged:
 class Corpus:
     """A prepared corpus: mel frames on disk, everything else in memory, under a kilobyte an utterance.
 
-    names, paths, speakers, texts: a string each; ids, durations: of each (L,) int64; mel(i): (T, M) float32;
-    frames: (utterances,) int64; vocab: its symbols; gauss: the aligner's Gaussians; skipped: what was, and
-    why; settings: MelSettings; key: a hash of these; train, held: utterance numbers, a sentence on one side.
+    Of each utterance: names, paths, speakers, texts; ids and durations (L,), frames, mel(i) (T, M) float32.
+    Of all: vocab, the symbols; gauss, the aligner's Gaussians; skipped, what and why; settings; key, a hash
+    of all this. train, held: utterance numbers; a text that is spoken twice is in one of them only.
     """
 
     def __init__(self, folder):
@@ -128,7 +129,7 @@ class Corpus:
         self.gauss = {"mean": torch.from_numpy(arrays["mean"]), "var": torch.from_numpy(arrays["var"])}
         self.memory = np.memmap(folder / "mel.f16", np.float16, "r",
                                 shape=(int(self.frames.sum()), self.settings.n_mels))
-        held = [i for i, text in enumerate(self.texts) if zlib.crc32(text.encode()) % 100 < 4]
+        held = [i for i, text in enumerate(self.texts) if zlib.crc32(text.encode()) % 100 < 4]   # 4 %
         self.held = held or [i for i, text in enumerate(self.texts) if text == self.texts[-1]]
         self.train = sorted(set(range(len(self.texts))) - set(self.held)) or self.held     # one: it is both
 
@@ -162,8 +163,8 @@ def batch_indices(frames, max_frames, seed):
                 batch, longest = [], int(frames[i])
             batch.append(i)
         batches.append(batch)
-        for b in torch.randperm(len(batches), generator=g).tolist():
-            yield batches[b]
+        for number in torch.randperm(len(batches), generator=g).tolist():
+            yield batches[number]
 
 
 def collate(corpus, items):

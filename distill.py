@@ -27,7 +27,7 @@ from model import count_parameters, fold, pair
 from networks.checkpoint import load_student, load_teacher, refit, save_checkpoint
 from networks.e2 import prepend
 from sample import condition, cosine_grid, rollout
-from speech.ears import present
+from speech.judges import present
 from speech.prepare import prepare
 from teacher import distance, frame_mean, held_out, infill
 
@@ -37,7 +37,7 @@ from teacher import distance, frame_mean, held_out, infill
 def interval(batch, n):
     """Per item one of n intervals [s, e] of its teacher trajectory, drawn by u["interval"].
 
-    -> X_s, X_e (B, T, M) the states at its ends, s, e (B,) its times, k (B,) its number.
+    -> X_s, X_e (B, T, M) the states at its ends, s, e (B,) their times, k (B,) its number.
     """
     X, grid = batch["states"], batch["grid"]                                      # (I + 1, B, T, M), (I + 1,)
     stride, rest = divmod(len(grid) - 1, n)
@@ -75,7 +75,7 @@ def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, 
     uncond = weak_cfg and batch["coin"] < p_uncond
     cond, null = condition(student, batch, uncond)
     # A step token stands for n alone, while a student with adaLN is given the time of its point.
-    step_cond = student.when(n, s + on_chord * (e - s), e)
+    step_cond = student.step_condition(n, s + on_chord * (e - s), e)
 
     v_bar = (X_e - X_s) / delta                                                   # Eq. 4  mean velocity
     x_mf = (1 - tau) * X_s + tau * X_e                                            # Eq. 5  point on the chord
@@ -94,8 +94,8 @@ def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, 
 
 
 def by_interval(n, k, **errors):
-    """For the log: each error (B, T), with the frames (B, T) that supply it, as means over all and over the
-    items of each interval k (B,), like {"endpoint": (), "endpoint 1/2": (), "endpoint 2/2": ()}; nan: none.
+    """For the log: means of each error (B, T) over the frames (B, T) that supply it, and over those of each
+    interval k (B,), like {"endpoint": (), "endpoint 1/2": (), "endpoint 2/2": ()}; nan where there are none.
     """
     terms = {}
     for name, (error, frames) in errors.items():
@@ -111,7 +111,7 @@ class Method(NamedTuple):
     options: tuple = ()                         # the flags that it takes, of a, t_mf, weak_cfg
     fixed: dict = {}                            # options that are not up to the user
     time: str = "step"                          # how its network is conditioned on time, model.py's switch
-    dense: bool = False                         # whether it wants all states of the teacher, not only ends
+    dense: bool = False                         # whether it wants all K + 1 states, not only interval ends
     draws: tuple = ("interval",)                # names of the random numbers that it finds in batch["u"]
     auxiliary: Callable = lambda teacher, steps: torch.nn.ModuleDict()      # networks trained along, see dmd
 
@@ -144,7 +144,7 @@ def teacher_states(teacher, batch, steps, w, at_least=10, dense=False):
 
 
 def trajectories(teacher, corpus, flags, dense, device, first=0):
-    """Yield for each update, from `first` on, the parts of a batch with teacher states, see pooled().
+    """Yield for each update, from `first` on, a batch with teacher states, in parts: see common/run.py.
 
     A rollout costs 2 K network calls (K at --cfg 0), an update one and its backward pass, so each trajectory
     is used --reuse times: at ten uses, 100 updates take 17 s instead of 70.
@@ -227,7 +227,7 @@ def options_of(method, flags):
 
 
 def time_of_student(flags, method, teacher):
-    """How the student is conditioned on time: as the method has it, but by t where tokens are no option."""
+    """The student's switch, see model.py: the method's, but "t" where its network takes no step tokens."""
     return "t" if method.time == "step" and not (flags.tokens and teacher.tokens) else method.time
 
 

@@ -3,7 +3,7 @@
 ONE CLOCK for the whole project: t = 0 is noise x0 ~ N(0, I), t = 1 is data x1;
 x_t = (1 - t) x0 + t x1, and the network predicts the velocity v = x1 - x0. Sampling moves t upward.
 
-THE SWITCH is DiTConfig.time: what the network is told of a step.
+THE SWITCH is DiTConfig.time: on what a step is conditioned. step_condition() gives this STEP CONDITION.
     "t"        the time where it begins: an MLP makes of it scale, shift and gate of every branch (adaLN-Zero,
                as in F5-TTS). The teacher
     "pair"     the times where it begins and ends, (t, r), the same way: an average velocity (IntMeanFlow)
@@ -105,7 +105,7 @@ def frame_text(encoder, text, align, drop=None):
 
 
 class ConvPosition(nn.Module):
-    """Positions from content: two grouped convolutions of 31 frames, added. (B, T, D) -> (B, T, D)."""
+    """A frame's place among its neighbours: two convolutions of 31 frames, added. (B, T, D) -> (B, T, D)."""
 
     def __init__(self, dim):
         super().__init__()
@@ -165,18 +165,18 @@ class TimestepMLP(nn.Module):
     def embed(self, t):
         weight = self.mlp[0].weight
         t = precise(torch.as_tensor(t, device=weight.device)).reshape(-1, 1)     # (B, 1), (1, 1) for a float
-        per = torch.full((), 10000.0, device=t.device).log() / 127               # float32, as in F5-TTS
-        angle = 1000 * t * torch.exp(-torch.arange(128, device=t.device).float() * per)      # (B, 128)
+        decay = torch.full((), 10000.0, device=t.device).log() / 127             # float32, as in F5-TTS
+        angle = 1000 * t * torch.exp(-torch.arange(128, device=t.device).float() * decay)    # (B, 128)
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1).type_as(weight))
 
-    def forward(self, when):
+    def forward(self, step_cond):
         if self.mixer is None:
-            return self.embed(when)                                               # (B, D)
-        return self.mixer(torch.cat([self.embed(t) for t in when], -1))           # (B, 2 D) -> (B, D)
+            return self.embed(step_cond)                                          # (B, D)
+        return self.mixer(torch.cat([self.embed(t) for t in step_cond], -1))      # (B, 2 D) -> (B, D)
 
 
 class Block(nn.Module):
-    """Transformer block; adaln: temb sets scale, shift and gate of both branches, else affine norms."""
+    """Transformer block. adaln: temb (B, D), a time's vector, sets scale, shift and gate of both branches."""
 
     def __init__(self, c, adaln):
         super().__init__()
@@ -194,7 +194,7 @@ class Block(nn.Module):
         if self.adaln is None:
             x = x + self.attn(self.norm1(x), rotary, mask)
             return x + self.feed_forward(self.norm2(x))
-        # shifts, scales, gates: (B, 1, D) each
+        # shifts, scales, gates: (B, 1, D) each; of attention, then of the feed-forward
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaln(F.silu(temb))[:, None].chunk(6, -1)
         x = x + gate_a * self.attn(self.norm1(x) * (1 + scale_a) + shift_a, rotary, mask)
         return x + gate_f * self.feed_forward(self.norm2(x) * (1 + scale_f) + shift_f)
@@ -237,15 +237,15 @@ class DiT(nn.Module):
         """Frame-level text features h (B, T, E), see frame_text(). mask (B, T): valid frames, or None."""
         return frame_text(self.text, text, align, drop)
 
-    def when(self, n, t, r):
-        """What forward() is told about a step from time t to r, one of n: by the switch n, (t, r) or t."""
+    def step_condition(self, n, t, r):
+        """The step condition of a step from time t to r, one of n: by the switch n, (t, r) or t."""
         return {"step": n, "pair": (t, r), "t": t}[self.config.time]
 
-    def embed_step(self, when):
-        """What forward() is told about a step -> its vector: (B, D); (1, D) for one t or a step count."""
+    def embed_step(self, step_cond):
+        """Step condition -> its vector: (B, D); (1, D) for one t or a step count."""
         if self.token is None:
-            return self.timestep(when)
-        return self.token.weight[self.config.steps.index(when)][None]
+            return self.timestep(step_cond)
+        return self.token.weight[self.config.steps.index(step_cond)][None]
 
     def rotary(self, T, device):
         """Positions of T frames, as rotate() takes them."""
@@ -261,15 +261,15 @@ class DiT(nn.Module):
                 x = block(x, temb, rotary, mask)
         return self.norm_out(x)
 
-    def forward(self, x, when, ref, h, mask=None):
+    def forward(self, x, step_cond, ref, h, mask=None):
         """One network call: velocity v = x1 - x0 at noisy mel x, (B, T, M).
 
         x, ref (B, T, M): noisy mel; reference mel, 0 where unknown. h (B, T, E): embed_text's features.
-        when: by the switch t, a float or (B,); two of those, (t, r); or the step count n, an int.
+        step_cond: by the switch t, a float or (B,); two of those, (t, r); or the step count n, an int.
         mask (B, T) bool: valid frames, None if all are. What padded frames hold has no effect on valid ones.
         """
         x = self.position(self.proj_in(torch.cat([x, ref, h], -1)), mask)         # (B, T, D)
-        temb = self.embed_step(when)                                              # (B, D) or (1, D)
+        temb = self.embed_step(step_cond)                                         # (B, D) or (1, D)
         if self.adaln_out is None:              # a step token
             return self.proj_out(self.through_blocks(x + temb[:, None], temb, mask))         # (B, T, M)
         x = self.through_blocks(x, temb, mask)
@@ -286,7 +286,7 @@ def count_parameters(model):
 
 @torch.no_grad()
 def pair(teacher):
-    """Teacher told t -> student of pairs (t, r) that equals it at every t, whatever r: IntMeanFlow's start.
+    """Teacher conditioned on t -> student of pairs (t, r), equal at every t and r: IntMeanFlow's start.
 
     The embeddings of t and r are mixed by W = [I | 0]; [0 | I] would copy the end time instead.
     """
@@ -298,12 +298,12 @@ def pair(teacher):
 
 @torch.no_grad()
 def fold(teacher, steps, t=0.0, kind=None):
-    """Teacher told t -> step-token student that equals it at time t to rounding.
+    """Teacher conditioned on t -> step-token student that equals it at time t to rounding.
 
     adaLN depends on t alone, so at one t it is a constant: LN(x) (1 + scale) + shift is an affine LayerNorm,
     and gate * (W h + b) is a linear layer (gate W) h + gate b; step vectors begin at 0. A teacher without
-    adaLN takes t as a vector already: its vector at t is what all step vectors begin as. kind: the student's
-    class, the teacher's own by default. [ours: the papers do not say how to start]
+    adaLN takes t as a vector already: all step vectors begin as its vector at t. [ours: the papers do not say
+    how to start] kind: the student's class, by default the teacher's.
     """
     c = replace(teacher.config, time="step", steps=tuple(steps))
     student = (kind or type(teacher))(c).to(next(teacher.parameters()))

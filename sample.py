@@ -6,11 +6,6 @@
 
 --steps N is exactly N network calls; guidance (--cfg above 0) makes it 2 N. Clock and shapes: see model.py.
 """
-from common.cli import BadInput, Calls, Parser, cli, pick_device, synchronise
-from common.files import audio_file, full_scale, read_text
-from common.flags import sample_flags
-from common.plots import plot_mels
-
 import time as clock
 from pathlib import Path
 
@@ -18,6 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.cli import BadInput, Calls, Parser, cli, pick_device, synchronise
+from common.files import audio_file, full_scale, read_text
+from common.flags import sample_flags
+from common.plots import plot_mels
 from networks.checkpoint import load_checkpoint
 from speech import f5_text, voices
 from speech.audio import crossfade, joined
@@ -27,7 +26,7 @@ from speech.vocoder import load_vocoder
 
 
 def cosine_grid(n):
-    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). That of n m contains it."""
+    """n Euler steps, small ones first: t_k = 1 - cos(pi k / 2n), (n + 1,). The grid of 2 n contains it."""
     t = 1 - torch.cos(torch.pi * torch.arange(n + 1, dtype=torch.float64) / (2 * n))
     t[-1] = 1.0
     return t.float()
@@ -41,10 +40,10 @@ def uniform_grid(n):
 GRIDS = {"cosine": cosine_grid, "uniform": uniform_grid}
 
 
-def own_grid(b, n):
-    """The grid (n + 1,) that a checkpoint takes n steps on: one that was found for it, or its kind's."""
-    found = b.contract.get("grids", {}).get(str(n))
-    return GRIDS[b.contract["grid"]](n) if found is None else torch.tensor(found)
+def checkpoint_grid(bundle, n):
+    """The grid (n + 1,) of a checkpoint's n steps: the one that O3S found for it, else the usual one."""
+    found = bundle.contract.get("grids", {}).get(str(n))
+    return GRIDS[bundle.contract["grid"]](n) if found is None else torch.tensor(found)
 
 
 def noise(seed, lengths, mels, first=0):
@@ -60,14 +59,14 @@ def condition(model, batch, guided=False):
     cond = ref, model.embed_text(text, align, mask)
     if not guided:
         return cond, None
-    everyone = torch.ones(len(text), dtype=torch.bool, device=text.device)
-    return cond, (torch.zeros_like(ref), model.embed_text(text, align, mask, everyone))
+    drop = torch.ones(len(text), dtype=torch.bool, device=text.device)            # all lose their text
+    return cond, (torch.zeros_like(ref), model.embed_text(text, align, mask, drop))
 
 
-def guided_velocity(model, x, when, cond, null, w, mask=None):
+def guided_velocity(model, x, step_cond, cond, null, w, mask=None):
     """v = v_c + w (v_c - v_u): one network call at w = 0, two above. Guidance is computed only here."""
-    v_c = model(x, when, *cond, mask)                                             # (B, T, M)
-    return v_c if w == 0 else v_c + w * (v_c - model(x, when, *null, mask))
+    v_c = model(x, step_cond, *cond, mask)                                        # (B, T, M)
+    return v_c if w == 0 else v_c + w * (v_c - model(x, step_cond, *null, mask))
 
 
 @torch.no_grad()
@@ -82,7 +81,7 @@ def rollout(model, batch, grid, w):
     cond, null = condition(model, batch, w != 0)
     states, times = [x0], grid.to(x0.device)    # tensors: a float would be compiled anew each step
     for t, r in zip(times[:-1], times[1:]):
-        v = guided_velocity(model, states[-1], model.when(n, t, r), cond, null, w, batch["mask"])
+        v = guided_velocity(model, states[-1], model.step_condition(n, t, r), cond, null, w, batch["mask"])
         x = states[-1] + (r - t) * v
         if known is not None:
             x = torch.where(known[..., None], (1 - r) * x0 + r * batch["ref"], x)
@@ -96,48 +95,48 @@ BATCH = 8                       # sentences at a time
 PICTURE = 60                    # seconds of mel in the picture, at most
 
 
-def front_end(b):
-    """What reads texts and prompts for a checkpoint, and gives durations."""
-    return f5_text.FrontEnd(b) if b.lang == "f5" else voices.FrontEnd(b)
+def front_end(bundle):
+    """What makes symbols and durations of texts and prompts, for a checkpoint (a Bundle, see networks/)."""
+    return f5_text.FrontEnd(bundle) if bundle.lang == "f5" else voices.FrontEnd(bundle)
 
 
-def speak(b, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, batch=BATCH, start=0,
+def speak(bundle, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=None, at_once=BATCH, start=0,
           temperature=1.0):
-    """Texts -> their mels [(T, M)], durations predicted; b is a Bundle.
+    """Texts -> their mels [(T, M)], durations predicted.
 
-    texts: what its front end's chunks() gives. voice: a prompt (its pick_voice()) that gives voice and
+    texts: what the front end's chunks() gives. voice: a prompt (its pick_voice()) that gives voice and
     speaking rate, None for whatever the noise suggests. steps: network steps N; w: guidance; grid: (N + 1,),
-    None: b's own. Item i's noise comes from (seed, start + i); temperature is its standard deviation.
+    None: checkpoint_grid(). Item i's noise is from (seed, start + i); temperature: its standard deviation.
     """
-    device, M = next(b.model.parameters()).device, b.settings.n_mels
-    grid = own_grid(b, steps) if grid is None else grid
+    device, M = next(bundle.model.parameters()).device, bundle.settings.n_mels
+    grid = checkpoint_grid(bundle, steps) if grid is None else grid
     pad, mels = torch.nn.utils.rnn.pad_sequence, []
     prompt = torch.zeros(0, M) if voice is None else voice["mel"].float()         # (P, M)
-    P, drift = len(prompt), b.contract.get("prompt") == "drift"
-    cut = voice["frames"] if drift else P
-    for first in range(0, len(texts), batch):
-        ids, aligns = zip(*front_end(b).plan(texts[first:first + batch], voice, speed))
+    P, drift = len(prompt), bundle.contract.get("prompt") == "drift"              # see rollout()'s known
+    cut = voice["frames"] if drift else P       # where the prompt ends and the text begins
+    for first in range(0, len(texts), at_once):
+        ids, aligns = zip(*front_end(bundle).plan(texts[first:first + at_once], voice, speed))
         lengths = torch.tensor([len(a) for a in aligns])
         frames = torch.arange(int(lengths.max()))[None]                           # (1, T)
         ref = torch.zeros(len(ids), frames.shape[1], M)
         ref[:, :P] = prompt
-        made = dict(text=pad(ids, batch_first=True), align=pad(aligns, batch_first=True), ref=ref,
-                    x0=temperature * noise(seed, lengths, M, start + first),
-                    mask=frames < lengths[:, None] if len(ids) > 1 else None,     # (B, T)
-                    known=None if drift else (frames < P).expand(len(ids), -1))
-        made = {name: v if v is None else v.to(device) for name, v in made.items()}
-        x1 = rollout(b.model, made, grid, w)[-1].cpu()                            # (B, T, M)
+        batch = dict(text=pad(ids, batch_first=True), align=pad(aligns, batch_first=True), ref=ref,
+                     x0=temperature * noise(seed, lengths, M, start + first),
+                     mask=frames < lengths[:, None] if len(ids) > 1 else None,    # (B, T)
+                     known=None if drift else (frames < P).expand(len(ids), -1))
+        batch = {name: v if v is None else v.to(device) for name, v in batch.items()}
+        x1 = rollout(bundle.model, batch, grid, w)[-1].cpu()                       # (B, T, M)
         x1[:, :P] = prompt
         mels += [x[cut:T] for x, T in zip(x1, lengths)]
     return mels
 
 
-def say(b, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
+def say(bundle, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
     """A whole text -> its audio (samples,), at most full scale, as the command below speaks it."""
-    front = front_end(b)
-    mels = speak(b, front.chunks(words, voice, speed), voice, *check_steps(b, steps, w), seed, speed,
-                 temperature=front.temperature)
-    audio = joined((vocoder(mel, b.settings) for mel in mels), int(front.fade * b.settings.rate))
+    front = front_end(bundle)
+    texts, (steps, w) = front.chunks(words, voice, speed), check_steps(bundle, steps, w)
+    mels = speak(bundle, texts, voice, steps, w, seed, speed, temperature=front.temperature)
+    audio = joined((vocoder(mel, bundle.settings) for mel in mels), int(front.fade * bundle.settings.rate))
     audio *= (voice or {}).get("gain", 1.0)
     return audio * full_scale(np.abs(audio).max())
 
@@ -145,22 +144,22 @@ def say(b, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def check_steps(b, steps, w):
+def check_steps(bundle, steps, w):
     """--steps as the checkpoint allows them and --cfg, defaults filled in -> (steps, w)."""
-    allowed, kind = b.contract["steps"], b.contract["kind"]
-    steps = (min(allowed) if allowed else b.contract.get("default", 10)) if steps is None else steps
+    allowed, kind = bundle.contract["steps"], bundle.contract["kind"]
+    steps = (min(allowed) if allowed else bundle.contract.get("default", 10)) if steps is None else steps
     if not 1 <= steps <= 1000 or (allowed and steps not in allowed):
         takes = f"one of {', '.join(map(str, allowed))}" if allowed else "any number from 1 to 1000"
         raise BadInput(f"--steps {steps}: this {kind} takes {takes}")
-    return steps, (b.contract["cfg"] if kind == "teacher" else 0.0) if w is None else w
+    return steps, (bundle.contract["cfg"] if kind == "teacher" else 0.0) if w is None else w
 
 
-def pick_grid(b, steps, words, asked=None):
+def pick_grid(bundle, steps, words, asked=None):
     """--grid: a kind's name, or times 0,...,1 -> (N, grid (N + 1,)). asked: --steps, None if not given."""
-    if words is None or (b.contract["steps"] and words == b.contract["grid"]):
-        return steps, own_grid(b, steps)
-    if b.contract["steps"]:
-        raise BadInput(f"--grid {words}: this student was made for the {b.contract['grid']} grid")
+    if words is None or (bundle.contract["steps"] and words == bundle.contract["grid"]):
+        return steps, checkpoint_grid(bundle, steps)
+    if bundle.contract["steps"]:
+        raise BadInput(f"--grid {words}: this student was made for the {bundle.contract['grid']} grid")
     if words in GRIDS:
         return steps, GRIDS[words](steps)
     try:
@@ -196,38 +195,38 @@ def main():
     out, device = flags.out, pick_device(flags.device)
     words, flag = (flags.text, "--text") if flags.text_file is None else (
         read_text(flags.text_file, "--text_file"), f"--text_file {flags.text_file}")
-    b = load_checkpoint(flags.ckpt, device)
-    steps, w = check_steps(b, flags.steps, flags.cfg)
-    steps, grid = pick_grid(b, steps, flags.grid, flags.steps)
-    front, rate, hop = front_end(b), b.settings.rate, b.settings.hop
+    bundle = load_checkpoint(flags.ckpt, device)
+    steps, w = check_steps(bundle, flags.steps, flags.cfg)
+    steps, grid = pick_grid(bundle, steps, flags.grid, flags.steps)
+    front, rate, hop = front_end(bundle), bundle.settings.rate, bundle.settings.hop
     voice = front.pick_voice(flags.voice, flags.prompt, flags.prompt_text)
     texts = front.chunks(words, voice, flags.speed, flag)
-    vocoder = load_vocoder(flags.vocoder, b.settings, device)
+    vocoder = load_vocoder(flags.vocoder, bundle.settings, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:
-        b.model.compile(dynamic=True)           # one program for every length
+        bundle.model.compile(dynamic=True)      # one program for every length
     temperature = front.temperature if flags.temperature is None else flags.temperature
-    calls, starts = Calls(b.model), range(0, len(texts), BATCH)
+    calls, starts = Calls(bundle.model), range(0, len(texts), BATCH)
     fade, tail, gain = int(front.fade * rate), np.zeros(0, np.float32), (voice or {}).get("gain", 1.0)
     shown, length, to_mel, to_sound = [], 0, 0.0, 0.0    # mels of the picture, samples, seconds of work
     with audio_file(out, rate) as append:       # BATCH chunks at a time: memory stays flat
         for first in tqdm(starts, "speak", disable=None if len(starts) > 1 else True):
-            begin = clock.perf_counter()
+            started = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
-                mels = speak(b, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed, grid,
-                             start=first, temperature=temperature)
+                mels = speak(bundle, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed,
+                             grid, start=first, temperature=temperature)
             synchronise(device)
-            between = clock.perf_counter()
+            mels_done = clock.perf_counter()
             for mel in mels:
-                ready, tail = crossfade(tail, vocoder(mel, b.settings) * gain, fade)
+                ready, tail = crossfade(tail, vocoder(mel, bundle.settings) * gain, fade)
                 append(ready)
                 length += len(ready)
-            to_mel, to_sound = to_mel + between - begin, to_sound + clock.perf_counter() - between
+            to_mel, to_sound = to_mel + mels_done - started, to_sound + clock.perf_counter() - mels_done
             shown += mels if sum(map(len, shown)) < PICTURE * rate / hop else []
         append(tail)
     seconds = (length + len(tail)) / rate
     title = words[:100].encode(errors="replace").decode()                         # a terminal's broken bytes
-    taken = f"{b.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}"
+    taken = f"{bundle.contract['kind']} at {steps} step{'s' * (steps > 1)}, w = {w}"
     plot_mels([(f"{title}   ({taken})", torch.cat(shown)[:PICTURE * rate // hop])], out.with_suffix(".png"))
     print(f"{taken}: {calls.number} network call{'s' * (calls.number > 1)}"
           f"{f' ({len(starts)} batches of sentences)' * (len(starts) > 1)}, {seconds:.2f} s of speech")

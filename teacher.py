@@ -1,4 +1,4 @@
-"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor beside.
+"""Train the teacher: conditional flow matching with random-span infilling, and a duration predictor.
 
     python teacher.py --data corpus --out out/teacher
     python teacher.py --data DIR --init checkpoints/teacher.pt       fine-tune on your own recordings
@@ -41,8 +41,8 @@ def random_spans(mask, g, shortest=0.7):
 
 
 def infill(batch, g, p_noref, p_nothing):
-    """Draw what an update trains on: known frames, noise, items that lose the reference or everything, as
-    guidance's unconditional does. Items without a reference have all their frames to generate.
+    """Draw what an update trains on: known frames, which are the reference, frames to generate, and noise. A
+    share p_noref has no reference, and p_nothing no text either, as the second call of guidance.
     """
     B, mask = len(batch["mel"]), batch["mask"]
     drop = torch.rand(B, generator=g) < p_nothing
@@ -160,17 +160,17 @@ def update(flags, setup, optimiser, items, step, device):
     g, terms = seed_update(flags.seed, step), []
     batch = infill(collate(corpus, [corpus.train[i] for i in items]), g, flags.p_noref, flags.p_nothing)
     batch["t"] = torch.rand(len(batch["mel"]), generator=g)                       # (B,)
-    timing = step < flags.duration_iters                                          # durations are done early
+    with_durations = step < flags.duration_iters                                  # later they would overfit
     for part in parts({k: v.to(device) for k, v in batch.items()}, flags.accumulate):
         flow, by_time = cfm_loss(net["model"], part, part["t"])
         loss, duration = part["frame_share"] * flow, flow.new_tensor(math.nan)
-        if timing:
+        if with_durations:
             duration = net["duration"].loss(part["text"], part["durations"])
             loss = loss + part["symbol_share"] * duration
         loss.backward()
         terms.append(dict(loss=flow, **by_time, duration_loss=duration))
     rates = [learning_rate(step, flags.lr, flags.warmup, flags.max_iters),
-             timing * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
+             with_durations * learning_rate(step, flags.lr, flags.warmup, flags.duration_iters)]
     terms.append(dict(grad_norm=optimise(optimiser, rates, step)))
     ema_update(ema, net, step, flags.ema)
     return terms

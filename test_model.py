@@ -30,12 +30,12 @@ class Straight(torch.nn.Module):
         super().__init__()
         self.batch, self.config = batch, types.SimpleNamespace(**dict(time="t") | config)
 
-    when = model.DiT.when
+    step_condition = model.DiT.step_condition
 
     def embed_text(self, text, align, mask=None, drop=None):
         return torch.zeros(*align.shape, 1)
 
-    def forward(self, x, when, ref, h, mask=None):
+    def forward(self, x, step_cond, ref, h, mask=None):
         return self.batch["mel"] - self.batch["x0"]
 
 
@@ -281,8 +281,8 @@ class Analytic(torch.nn.Module):
     config, recompute = types.SimpleNamespace(time="pair"), False
     embed_text = Straight.embed_text
 
-    def forward(self, z, when, ref, h, mask=None):
-        gap = (when[1] - when[0])[:, None, None]
+    def forward(self, z, step_cond, ref, h, mask=None):
+        gap = (step_cond[1] - step_cond[0])[:, None, None]
         return z * torch.where(gap == 0, 0.5, torch.expm1(0.5 * gap) / torch.where(gap == 0, 1, gap))
 
 
@@ -407,7 +407,7 @@ def test_velocity_sees_the_whole_chord():
     seen, batch = [], make_batch()
 
     class Ear(Straight):
-        def forward(self, x, when, ref, h, mask=None):
+        def forward(self, x, step_cond, ref, h, mask=None):
             seen.append(x)
             return x
     b = dict(batch, states=torch.stack([torch.zeros_like(batch["mel"]), torch.ones_like(batch["mel"])]),
@@ -425,10 +425,10 @@ class Normal(Straight):
         super().__init__(batch)
         self.mu = torch.nn.Parameter(torch.tensor(mu))
 
-    def forward(self, x, when, ref, h, mask=None):
-        if isinstance(when, int):
+    def forward(self, x, step_cond, ref, h, mask=None):
+        if isinstance(step_cond, int):
             return self.mu.expand_as(x)
-        t = when[:, None, None]
+        t = step_cond[:, None, None]
         return (self.mu + t / (t ** 2 + (1 - t) ** 2) * (x - t * self.mu) - x) / (1 - t)
 
 
@@ -439,7 +439,7 @@ def test_distribution_matching_pulls_samples_to_where_the_teachers_lie(mu, lies)
     """
     batch = make_batch()
     student, fake, teacher = Normal(batch, mu), Normal(batch, mu), Normal(batch, lies).requires_grad_(False)
-    student.when = lambda n, t, r: n
+    student.step_condition = lambda n, t, r: n
     states = batch["x0"][None].expand(2, -1, -1, -1)
     b = dict(batch, states=states, grid=torch.tensor([0.0, 1.0]), w=0.0, known=batch["known"] & False)
     torch.manual_seed(3)
@@ -477,11 +477,11 @@ def test_distribution_matching_starts_from_no_difference():
     *BACKBONES.values(), *((network, replace(config, time="pair")) for network, config in BACKBONES.values())])
 def test_padding_never_leaks(network, config):
     net, batch = randomised(network(config)), make_batch()
-    when = net.when(4, 0.3, 0.9)
+    step_cond = net.step_condition(4, 0.3, 0.9)
 
     def run(b, mask):
         cond, _ = sample.condition(net, dict(b, mask=mask))
-        return net(b["x0"], when, *cond, mask)
+        return net(b["x0"], step_cond, *cond, mask)
     full = run(batch, batch["mask"])
     batch["x0"][~batch["mask"]] = 1e3                                             # garbage in the padding
     assert torch.allclose(run(batch, batch["mask"])[batch["mask"]], full[batch["mask"]], atol=1e-5)
@@ -502,12 +502,12 @@ def test_batch_of_one_and_of_four_speak_the_same(network, config):
     bundle = tiny_bundle(config, network)
     ids = [torch.tensor([1, 4, 3, 2, 1]), torch.tensor([1, 2, 1]), torch.tensor([1, 9, 8, 7, 6, 5, 1]),
            torch.tensor([1, 3, 1])]
-    four = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
-    single = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=1)
+    four = sample.speak(bundle, ids, bundle.voices["a"], steps=2, at_once=4)
+    single = sample.speak(bundle, ids, bundle.voices["a"], steps=2, at_once=1)
     assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(four, single))
-    again = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4)
+    again = sample.speak(bundle, ids, bundle.voices["a"], steps=2, at_once=4)
     assert all(torch.equal(x, y) for x, y in zip(four, again))
-    other = sample.speak(bundle, ids, bundle.voices["a"], steps=2, batch=4, seed=1)
+    other = sample.speak(bundle, ids, bundle.voices["a"], steps=2, at_once=4, seed=1)
     assert not torch.allclose(four[0], other[0], atol=1e-2)
     still, same = (sample.speak(bundle, ids[:1], bundle.voices["a"], seed=seed, temperature=0.0)[0] for seed in (0, 1))
     assert torch.equal(still, same) and not torch.allclose(four[0], still, atol=1e-2)
@@ -562,7 +562,7 @@ def test_network_and_sampler_on_another_device(kind, known):
     net.recompute = True
     for t in (0.5, torch.full((2,), 0.5, device="meta")):
         cond, _ = sample.condition(net, batch)
-        v = net(batch["x0"], net.when(4, t, t), *cond, batch["mask"])
+        v = net(batch["x0"], net.step_condition(4, t, t), *cond, batch["mask"])
         v.sum().backward()
     assert v.is_meta and net.proj_out.weight.grad.is_meta
 

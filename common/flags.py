@@ -50,7 +50,7 @@ def distill_flags(add, methods):
     add("--t_mf", choices=["mid", "uniform"], help="dsflow: where on the chord (default mid)")
     add("--no-weak_cfg", dest="weak_cfg", action="store_false", default=None, help="leave L_CFG out")
     add("--no-tokens", dest="tokens", action="store_false",
-        help="the student keeps the teacher's timestep network and is told t")
+        help="the student keeps the teacher's timestep network and its t")
     add("--token", choices=["add", "prepend"], default="add",
         help="how a step token enters in place of adaLN (default add)")
     add("--teacher_steps", type=count(1, 1000), default=10,

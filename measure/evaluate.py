@@ -30,7 +30,7 @@ from speech import text as reader
 from networks.checkpoint import load_checkpoint, load_teacher
 from data import collate, mel_spectrogram
 from speech.audio import load_audio
-from speech.ears import listen, load_ears, mean
+from speech.judges import listen, all_judges, mean
 from model import count_parameters
 from speech.prepare import find_utterances, prepare
 from sample import check_steps, cosine_grid, front_end, speak
@@ -225,15 +225,15 @@ def prompted(folder, bundles, vocoder):
 
 def evaluate(flags, teacher, systems, device):
     """Run what load_all() gave -> rows, a row each of their sentences, texts, the page's columns, ASR."""
-    settings, first, rows, sentences, columns, goals = teacher.settings, flags.seeds[0], [], [], [], {}
-    vocoder, ears = load_vocoder(flags.vocoder, settings, device), load_ears(flags.asr, teacher.lang)
+    settings, first, rows, sentences, columns, targets = teacher.settings, flags.seeds[0], [], [], [], {}
+    vocoder, judges = load_vocoder(flags.vocoder, settings, device), all_judges(flags.asr, teacher.lang)
     corpus = prepare(flags.data, settings, teacher.lang, teacher.vocab, flags.cache)
     items, names, recordings = choose(flags, corpus)
     texts, recorded = [corpus.texts[i] for i in items], [corpus.speakers[i] or "voice" for i in items]
     others = [other_audio(word, names, settings) for word in flags.audio]
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)
     speakers = [list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else recorded
-    anchors = listen(prompts.values(), prompts, settings.rate, {"speaker": ears.get("speaker")})
+    anchors = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
     anchors = dict(zip(prompts, anchors.get("embedding", [])))
 
     def sound(mels):
@@ -242,13 +242,13 @@ def evaluate(flags, teacher, systems, device):
     def spoken(b):
         return b, [reader.encode(text, b.vocab, b.lang)[0] for text in texts], voices[id(b)]
 
-    def report(name, seed, mels, wavs, speakers, known=None, goal=None):
-        heard = listen(wavs, texts, settings.rate, ears)
+    def report(name, seed, mels, wavs, speakers, known=None, target=None):
+        heard = listen(wavs, texts, settings.rate, judges)
         row = dict(system=name, seed=seed, **known or {})
         row |= nearest_voice(heard.get("embedding"), speakers, anchors)
-        if goal:
-            heard["mel MSE"] = [float(((x - y) ** 2).mean()) for x, y in zip(mels, goal[0])]
-            row |= against(heard, goal[1]) if "f0" in heard else {}
+        if target:
+            heard["mel MSE"] = [float(((x - y) ** 2).mean()) for x, y in zip(mels, target[0])]
+            row |= against(heard, target[1]) if "f0" in heard else {}
         rows.append(row | summary(heard))
         sentences.extend(dict(system=name, seed=seed, sentence=names[k], speaker=speakers[k], **{
             key: values[k] for key, values in heard.items() if np.isscalar(values[k])})
@@ -263,25 +263,26 @@ def evaluate(flags, teacher, systems, device):
         report(name, first, [mel_spectrogram(wav, settings) for wav in wavs], wavs, recorded)
     systems = {name: (*spoken(b), n, w) for name, (b, n, w) in systems.items()}
     fast = speeds(systems, speakers, collate(corpus, items[:1]), vocoder, settings)
-    _, ids, own = spoken(teacher)
+    _, ids, teacher_voices = spoken(teacher)
     for name, (b, mine, ready, n, w) in systems.items():
         inside = b.contract["cfg"] if b.contract["kind"] == "student" else w      # guidance in the yardstick
         known = fast[name] | {"network calls": n * (2 if w else 1)}
         known["parameters"] = count_parameters(b.model)[0]
         known["variance"] = (spread_over_noises(b, mine[:4], speakers[:4], ready, n, w)
-                             / spread_over_noises(teacher, ids[:4], speakers[:4], own, 10, inside))
+                             / spread_over_noises(teacher, ids[:4], speakers[:4], teacher_voices, 10, inside))
         for seed in flags.seeds:
-            if (inside, seed) not in goals:
-                goal = say(teacher, ids, speakers, own, 32, inside, seed, cosine_grid(32), flags.temperature)
-                praat = listen(sound(goal), texts, settings.rate, {"prosody": ears.get("prosody")})
-                goals[inside, seed] = goal, praat
+            if (inside, seed) not in targets:
+                target = say(teacher, ids, speakers, teacher_voices, 32, inside, seed, cosine_grid(32),
+                             flags.temperature)
+                praat = listen(sound(target), texts, settings.rate, {"prosody": judges.get("prosody")})
+                targets[inside, seed] = target, praat
             mels = say(b, mine, speakers, ready, n, w, seed, None, flags.temperature)
-            goal = goals[inside, seed]
-            if [len(x) for x in mels] != [len(x) for x in goal[0]]:
+            target = targets[inside, seed]
+            if [len(x) for x in mels] != [len(x) for x in target[0]]:
                 tqdm.write(f"{name}: other durations than the teacher's, no distance and correlations")
-                goal = None
-            report(name, seed, mels, sound(mels), speakers, known, goal)
-    return rows, sentences, texts, columns, ears.get("recogniser", "")
+                target = None
+            report(name, seed, mels, sound(mels), speakers, known, target)
+    return rows, sentences, texts, columns, judges.get("recogniser", "")
 
 
 # ---------------------------------------------------------------------------------------------------- command

@@ -22,7 +22,7 @@ from matplotlib import image
 from speech import text as reader
 from speech.audio import load_audio
 from speech.corpora import find_utterances
-from speech.ears import at_16_khz, load_judges, mean
+from speech.judges import at_16_khz, load_judges, mean
 from speech.vocoder import load_vocoder
 from networks.checkpoint import load_checkpoint, load_teacher
 from data import mel_spectrogram

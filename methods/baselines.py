@@ -34,10 +34,10 @@ def progressive_loss(student, batch, n, nets):
             k = torch.searchsorted(grid, s - 1e-4)                                # (B,) the interval's place
             cond, _ = condition(previous, batch)
             for j in (k, k + 1):                                                  # two steps of half the size
-                v = previous(x, previous.when(2 * n, grid[j], grid[j + 1]), *cond, batch["mask"])
+                v = previous(x, previous.step_condition(2 * n, grid[j], grid[j + 1]), *cond, batch["mask"])
                 x = x + (grid[j + 1] - grid[j])[:, None, None] * v
         X_e = x
-    v = student(X_s, student.when(n, s, e), *condition(student, batch)[0], batch["mask"])
+    v = student(X_s, student.step_condition(n, s, e), *condition(student, batch)[0], batch["mask"])
     loss = frame_mean(((v - (X_e - X_s) / (e - s)[:, None, None]) ** 2).mean(-1), batch["todo"])
     return loss, dict(velocity=loss)
 

@@ -40,10 +40,10 @@ def dmd_loss(student, batch, n, nets, anchor=0.1):
     e, t = torch.randn_like(x1), 0.02 + 0.96 * batch["u"]["time"]                   # (B, T, M), (B,)
     left = (1 - t)[:, None, None]
     x_t = (left * e + (1 - left) * x1).detach()
-    v_fake = fake(x_t, fake.when(n, t, t), *condition(fake, batch)[0], mask)
+    v_fake = fake(x_t, fake.step_condition(n, t, t), *condition(fake, batch)[0], mask)
     with torch.no_grad():
         cond = condition(teacher, batch, w != 0)
-        v_real = guided_velocity(teacher, x_t, teacher.when(n, t, t), *cond, w, mask)
+        v_real = guided_velocity(teacher, x_t, teacher.step_condition(n, t, t), *cond, w, mask)
         off = (x_t + left * v_real - x1).abs().mean(-1)                           # (B, T)
         off = (off * todo).sum(1) / todo.sum(1)                                   # (B,)
         likelier = x1 + left * (v_real - v_fake) / off[:, None, None]

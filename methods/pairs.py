@@ -34,7 +34,7 @@ def noise_of(teacher, batch, grid):
     x, (cond, _) = batch["mel"], condition(teacher, batch)
     times = grid.flip(0).to(x.device)
     for t, r in zip(times[:-1], times[1:]):
-        x = x + (r - t) * teacher(x, teacher.when(len(grid) - 1, t, r), *cond, batch["mask"])
+        x = x + (r - t) * teacher(x, teacher.step_condition(len(grid) - 1, t, r), *cond, batch["mask"])
     return x / x[batch["mask"]].std()
 
 

@@ -216,16 +216,16 @@ def load_teacher(path, flag, device="cpu"):
 
 def load_student(path, flag, teacher, time, device="cpu"):
     """load_checkpoint(), frozen, which names the first thing in which it is no student of teacher, a Bundle,
-    or none that is told `time`.
+    or is not conditioned on `time`.
     """
     def made_for(b, network, time):
         sizes = asdict(b.model.config) | dict(time=time, steps=())                # steps are free to differ
         return dict(network=network.__name__, mel=asdict(b.settings), lang=b.lang, symbols=b.vocab, **sizes)
     b = load_checkpoint(path, device)
-    network, like, told = type(b.model), type(teacher.model), b.model.config.time
-    if told == "step" and network is FRAMED.get(like):                            # of --token prepend
+    network, like, switch = type(b.model), type(teacher.model), b.model.config.time
+    if switch == "step" and network is FRAMED.get(like):                          # of --token prepend
         network = like
-    found, want = made_for(b, network, told), made_for(teacher, like, time)
+    found, want = made_for(b, network, switch), made_for(teacher, like, time)
     for name, value in want.items():
         if found.get(name) != value:
             raise BadInput(f"{flag} {path}: its {name} is {found.get(name)!r:.80}; expected {value!r:.80}, "
@@ -237,7 +237,7 @@ def load_student(path, flag, teacher, time, device="cpu"):
 @torch.no_grad()
 def refit(student, steps):
     """Student -> the same for other step counts: a new vector begins as that of the nearest count it had. A
-    network that is told times takes any count and stays as it is.
+    network conditioned on times takes any count and stays as it is.
     """
     if student.config.time != "step":
         return copy.deepcopy(student)

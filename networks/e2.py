@@ -1,4 +1,4 @@
-"""E2-TTS's way (Eskimez et al. 2024, arXiv 2406.18009): what a network is told of a step is a frame in front.
+"""E2-TTS's way (Eskimez et al. 2024, arXiv 2406.18009): the step condition is a frame in front.
 
     python teacher.py --backbone e2
     python distill.py --token prepend       a student whose step token is that frame
@@ -16,10 +16,10 @@ class E2(DiT):
     """The DiT, with a frame for the time, the pair of times or the step count in place of adaLN."""
     adaln = False
 
-    def forward(self, x, when, ref, h, mask=None):
+    def forward(self, x, step_cond, ref, h, mask=None):
         """One network call, as DiT.forward(): velocity v (B, T, M)."""
         x = self.position(self.proj_in(torch.cat([x, ref, h], -1)), mask)         # (B, T, D)
-        temb = self.embed_step(when)                                              # (B, D) or (1, D)
+        temb = self.embed_step(step_cond)                                         # (B, D) or (1, D)
         x = torch.cat([temb[:, None].expand(len(x), 1, -1), x], 1)                # (B, 1 + T, D)
         mask = None if mask is None else F.pad(mask, (1, 0), value=True)          # (B, 1 + T)
         x = self.through_blocks(x, temb, mask)[:, 1:]                             # (B, T, D)

@@ -34,11 +34,11 @@ class Own(nn.Module):
     def embed_text(self, text, align, mask=None, drop=None):
         return frame_text(self.text, text, align, drop)                           # h (B, T, E)
 
-    def when(self, n, t, r):
+    def step_condition(self, n, t, r):
         return (t, r) if self.config.time == "pair" else t
 
-    def forward(self, x, when, ref, h, mask=None):
-        x = self.proj_in(torch.cat([x, ref, h], -1)) + self.timestep(when)[:, None]         # (B, T, D)
+    def forward(self, x, step_cond, ref, h, mask=None):
+        x = self.proj_in(torch.cat([x, ref, h], -1)) + self.timestep(step_cond)[:, None]    # (B, T, D)
         for block in self.blocks:
             x = block(x, mask)
         return self.proj_out(x)                                                   # v (B, T, M)

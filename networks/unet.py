@@ -3,8 +3,8 @@
     python teacher.py --backbone unet
 
 Frames are processed at full rate, at half rate, and at full rate again, with skip connections across. Time
-is added inside the residual blocks; there is no adaLN, so no step token can replace it: a student of it is
-told t, as DSFlow's paper does with CosyVoice2, or (t, r) for IntMeanFlow. Inputs and output are the DiT's,
+is added inside the residual blocks; there is no adaLN, so no step token can replace it: a student of it
+keeps t, as in DSFlow's paper with CosyVoice2, or (t, r) for IntMeanFlow. Inputs and output are the DiT's,
 see model.py, and so are clock and shapes. As there, padding never leaks: norms are over channels, as in
 CosyVoice2's causal blocks, where Matcha-TTS (Mehta et al. 2023, arXiv 2309.03199) has norms over time.
 """
@@ -109,8 +109,8 @@ class UNet(nn.Module):
         """Frame-level text features h (B, T, E), see model.frame_text()."""
         return frame_text(self.text, text, align, drop)
 
-    def when(self, n, t, r):
-        """What forward() is told about a step from time t to r, one of n: by the switch (t, r) or t."""
+    def step_condition(self, n, t, r):
+        """The step condition of a step from time t to r, one of n: by the switch (t, r) or t."""
         return {"pair": (t, r), "t": t}[self.config.time]
 
     def run(self, stage, x, temb, mask):
@@ -118,9 +118,9 @@ class UNet(nn.Module):
             return checkpoint(stage, x, temb, mask, use_reentrant=False)
         return stage(x, temb, mask)
 
-    def forward(self, x, when, ref, h, mask=None):
+    def forward(self, x, step_cond, ref, h, mask=None):
         """One network call, as DiT.forward(): velocity v (B, T, M)."""
-        temb, T = self.timestep(when), x.shape[1]                                 # (B, D)
+        temb, T = self.timestep(step_cond), x.shape[1]                            # (B, D)
         half = None if mask is None else mask[:, ::2]                             # (B, S)
         full = self.run(self.down1, torch.cat([x, ref, h], -1), temb, mask)       # (B, T, D)
         low = x = self.run(self.down2, self.shrink(full, mask), temb, half)       # (B, S, D)

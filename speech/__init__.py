@@ -8,6 +8,6 @@ prepare.py  those folders -> mels on disk, checked
 vocoder.py  mel -> sound; phases.py: its phases; discriminators.py: what judges it in training
 voices.py   texts -> chunks, prompts -> voices, symbols -> durations
 f5_text.py  the same for F5-TTS
-ears.py     what judges audio: words, predicted quality, voice, prosody
+judges.py   what judges audio: words, predicted quality, voice, prosody
 labels.py   words in tables and folders that name no speaker
 """

@@ -181,11 +181,11 @@ def refuse_unknown(found, coded, lang, of_checkpoint, keep_unknown, folder):
     damaged = [row[0] for row, (_, dropped) in zip(found, coded) if any(map(letters, dropped))]
     if lacking:
         first = f", the first: {damaged[0]}" if damaged else ""
-        told = (f"cannot be spoken: {' '.join(sorted(lacking))}: {len(damaged)} of {len(found)} texts lose "
+        lost = (f"cannot be spoken: {' '.join(sorted(lacking))}: {len(damaged)} of {len(found)} texts lose "
                 f"letters{first}")
         if len(damaged) > 0.01 * len(found) and not keep_unknown:
-            raise BadInput(f"--data {folder}: {told}; {way_out}")
-        print(told)
+            raise BadInput(f"--data {folder}: {lost}; {way_out}")
+        print(lost)
 
 
 def build(found, skipped, settings, lang, vocab, out, folder, keep_outliers, keep_unknown):

@@ -1,4 +1,4 @@
-"""Audio, text, corpora, alignment, cache, download: python -m pytest -q test_data.py"""
+"""Audio, text, corpora, alignment, cache, download: python -m pytest -q tests/test_data.py"""
 import functools
 import hashlib
 import http.server

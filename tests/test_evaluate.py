@@ -1,4 +1,4 @@
-"""What evaluate.py and speed.py measure and promise: python -m pytest -q test_evaluate.py"""
+"""What evaluate.py and speed.py measure and promise: python -m pytest -q tests/test_evaluate.py"""
 import importlib.util
 import shutil
 import sys
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import distill
-import speech.ears
-from speech import ears
+import speech.judges
+from speech import judges
 from measure import evaluate
 import model
 import sample
@@ -44,12 +44,12 @@ def quick(monkeypatch):
         mel.mean(1).tanh().repeat_interleave(settings.hop).numpy()))
 
 
-# -------------------------------------------------------------------------------------------------- the ears
+# ------------------------------------------------------------------------------------------------- the judges
 
 
 def test_word_errors():
-    assert ears.word_errors("the old clock struck".split(), "an old clock".split()) == 2
-    assert ears.word_errors([], ["a"]) == ears.word_errors(["a"], []) == 1
+    assert judges.word_errors("the old clock struck".split(), "an old clock".split()) == 2
+    assert judges.word_errors([], ["a"]) == judges.word_errors(["a"], []) == 1
 
 
 def test_corpus_rate_and_mean_rate_are_told_apart():
@@ -63,15 +63,15 @@ def test_corpus_rate_and_mean_rate_are_told_apart():
 
 @needs("whisper_normalizer")
 def test_normalised_words_are_whispers_own():
-    words = ears.load_words("en-us")
+    words = judges.load_words("en-us")
     assert words("Eleven neighbours, Mr. Hay!") == words("11 neighbors, mister hay")
-    assert ears.load_words("de")("Zwölf Boxkämpfer!") == ["zwölf", "boxkämpfer"]
+    assert judges.load_words("de")("Zwölf Boxkämpfer!") == ["zwölf", "boxkämpfer"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/no/such/folder"])
 def test_a_recogniser_that_cannot_be_had_is_one_line(name):
     with pytest.raises(BadInput, match=f"--asr {name}: ") as problem:
-        ears.load_asr(name, "en-us")
+        judges.load_asr(name, "en-us")
     assert "\n" not in str(problem.value)
 
 
@@ -79,7 +79,7 @@ def test_without_packages_measures_are_left_out_and_said(monkeypatch, capsys):
     for package in ("faster_whisper", "pocketsphinx", "whisper_normalizer", "distillmos", "resemblyzer",
                     "parselmouth"):
         monkeypatch.setitem(sys.modules, package, None)                           # import raises ImportError
-    left = evaluate.load_ears(None, "en-us")
+    left = evaluate.all_judges(None, "en-us")
     assert set(left) == {"words"} and left["words"]("It's 7, Sir") == ["it's", "7", "sir"]
     said = capsys.readouterr().out
     assert said.count("left out") == 4 and all(f"pip install {package}" in said for package in (
@@ -91,7 +91,7 @@ def test_whisper_missing_falls_back_to_pocketsphinx(monkeypatch, capsys):
                                     hyp=lambda: types.SimpleNamespace(hypstr="a word"))
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     monkeypatch.setitem(sys.modules, "pocketsphinx", types.SimpleNamespace(Decoder=lambda **_: decoder))
-    asr = ears.load_asr(None, "letters")
+    asr = judges.load_asr(None, "letters")
     assert (asr["recogniser"], asr["asr"](np.zeros(99))) == ("pocketsphinx", "a word")
     assert "pocketsphinx" in capsys.readouterr().out
 
@@ -99,7 +99,7 @@ def test_whisper_missing_falls_back_to_pocketsphinx(monkeypatch, capsys):
 @needs("distillmos")
 def test_distill_mos_is_a_score():
     try:
-        mos = ears.load_mos()
+        mos = judges.load_mos()
     except (ImportError, OSError, RuntimeError) as problem:
         pytest.skip(f"distillmos does not load: {problem}")
     assert 0.9 < mos(np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)) < 5.1
@@ -123,7 +123,7 @@ def pulses(periods, levels=None, rate=16000):
 
 @needs("parselmouth")
 def test_praat_on_known_signals():
-    prosody, hiss = ears.load_praat(), np.random.default_rng(0).normal(0, 0.1, 15760).astype(np.float32)
+    prosody, hiss = judges.load_praat(), np.random.default_rng(0).normal(0, 0.1, 15760).astype(np.float32)
     tone, noisy = pulses([128] * 120), pulses([128] * 120) + 0.05 * hiss
     rough, shaky = pulses(128 * (1 + 0.03 * np.sin(np.arange(120)))), pulses([128] * 120, 1 + 0.3 * np.sin(
         np.arange(120)))
@@ -160,7 +160,7 @@ def test_final_table(tmp_path, monkeypatch, w, judges):
     b, student, batch = tiny_bundle(), tiny_bundle(STEP), make_batch((20, 14))
     goal = sample.rollout(b.model, batch, sample.cosine_grid(10), w)[-1]
     systems = {f"student@{n}": (student.model, n, 0.0) for n in (1, 2)}
-    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: judges)
+    monkeypatch.setattr(speech.judges, "load_judges", lambda *_: judges)
     distill.final_table(b.model, systems, batch, goal, w, b.settings, tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line]
     rows = {line[0].strip("| "): line[1:] for line in lines}
@@ -178,9 +178,9 @@ def test_final_table(tmp_path, monkeypatch, w, judges):
 
 
 def test_evaluate_command(made, tmp_path, capsys, monkeypatch):
-    ears = dict(words=str.split, asr=lambda wav: "a bad ear", recogniser="parrot", mos=lambda wav: float(wav.std()),
-                speaker=lambda wav: np.eye(2)[0])
-    monkeypatch.setattr(evaluate, "load_ears", lambda *_: ears)
+    judges = dict(words=str.split, asr=lambda wav: "a bad ear", recogniser="parrot", mos=lambda wav: float(wav.std()),
+                  speaker=lambda wav: np.eye(2)[0])
+    monkeypatch.setattr(evaluate, "all_judges", lambda *_: judges)
     flags = ["--data", made / "c", "--cache", made / "cache", "--device", "cpu", "--out", tmp_path]
     both = ["--ckpt", made / "teacher.pt", made / "student.pt"]
     others = tmp_path / "others"
@@ -210,7 +210,7 @@ def test_evaluate_command(made, tmp_path, capsys, monkeypatch):
 
 
 def test_prompts_speak_every_sentence(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_ears", lambda *_: {})
+    monkeypatch.setattr(evaluate, "all_judges", lambda *_: {})
     shutil.copytree(made / "c", tmp_path / "p" / "ann")
     shutil.copytree(made / "c", tmp_path / "p" / "bob")
     assert run(evaluate, "--ckpt", made / "teacher.pt", "--data", made / "c", "--cache", made / "cache", "--prompts",

@@ -1,4 +1,4 @@
-"""F5-TTS: weights, text, prompt, durations, long text, commands: python -m pytest -q test_f5.py"""
+"""F5-TTS: weights, text, prompt, durations, long text, commands: python -m pytest -q tests/test_f5.py"""
 import importlib.util
 import json
 import random
@@ -15,7 +15,7 @@ import torch
 
 import data
 import distill
-import speech.ears
+import speech.judges
 from networks import f5
 from networks.f5_net import F5, F5Config
 from speech import audio, f5_text
@@ -134,9 +134,9 @@ def test_padding_never_leaks_and_fold_is_exact(tmp_path, flavour):
     student = model.fold(net, [1, 2, 4])
     for w in (0, 1):                                                              # both branches of guidance
         want = None
-        for network, when in ((net, 0.0), (student, 2)):
+        for network, step_cond in ((net, 0.0), (student, 2)):
             with torch.no_grad():
-                together, single = (network(b["x0"], when, *sample.condition(network, b, True)[w], b["mask"])
+                together, single = (network(b["x0"], step_cond, *sample.condition(network, b, True)[w], b["mask"])
                                     for b in (batch, alone))
             assert (single[0] - together[1, :9]).abs().max() < 2e-5
             want = together if want is None else want
@@ -227,7 +227,7 @@ def test_epss_is_stored_and_other_step_counts_take_the_cosine_grid(teacher):
             t = torch.tensor([int(i) for i in f5.EPSS[n].split()]) / 32
             assert len(t) == n + 1
         sway = t - (torch.cos(torch.pi / 2 * t) - 1 + t)                          # as F5-TTS writes it
-        grid = sample.own_grid(teacher.b, n)
+        grid = sample.checkpoint_grid(teacher.b, n)
         assert (grid - sway).abs().max() < 1e-6 and grid[0] == 0 and grid[-1] == 1 and (grid.diff() > 0).all()
 
 
@@ -486,7 +486,7 @@ def test_convert_and_speak(teacher, tmp_path, capsys):
 
 
 def test_its_student_speaks(teacher, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.judges, "load_judges", lambda *_: {})
     save_checkpoint(tmp_path / "f5.pt", teacher.b)
     flags = ["--data", make_corpus(tmp_path / "corpus"), "--cache", tmp_path / "cache", "--device", "cpu"]
     flags += ["--max_iters", 2, "--batch_frames", 400, "--steps", 1, 2, "--count", 1, "--bf16", "--recompute"]

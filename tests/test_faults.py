@@ -1,4 +1,4 @@
-"""What real texts, runs and files do to the program, kind by kind: python -m pytest -q test_faults.py"""
+"""What real texts, runs and files do to the program, kind by kind: python -m pytest -q tests/test_faults.py"""
 import io
 import os
 import subprocess

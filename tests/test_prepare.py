@@ -1,4 +1,4 @@
-"""Corpora as people have them, and their faults by kind: python -m pytest -q test_prepare.py"""
+"""Corpora as people have them, and their faults by kind: python -m pytest -q tests/test_prepare.py"""
 import codecs
 import os
 import socket

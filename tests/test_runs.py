@@ -1,4 +1,4 @@
-"""Commands, checkpoints, resume, processes, bad input, the repository itself: python -m pytest -q test_runs.py"""
+"""Commands, checkpoints, resume, processes, bad input, the repository itself: python -m pytest -q tests/test_runs.py"""
 import ast
 import graphlib
 import io
@@ -35,7 +35,7 @@ import model
 from networks import durations, e2, f5_net
 from speech import prepare
 import sample
-import speech.ears
+import speech.judges
 from measure import speed
 import teacher
 from speech import text
@@ -516,7 +516,7 @@ def test_resume_refuses_other_settings(trained, capsys, module, flag, value):
 
 
 def test_an_unguided_target_is_listed_once(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.judges, "load_judges", lambda *_: {})
     assert run(distill, *trained.flags, *trained.of, "--out", tmp_path, "--max_iters", 1, "--steps", 1, "--cfg", 0,
                "--count", 1, "--pool", 1) == 0
     assert (tmp_path / "table.md").read_text().count("teacher@1,") == 1
@@ -536,7 +536,7 @@ from teacher import frame_mean
 def huber_loss(student, batch, n, nets):
     X_s, X_e, s, e, _ = interval(batch, n)
     delta = (e - s)[:, None, None]
-    v = student(X_s, student.when(n, s, e), *condition(student, batch)[0], batch["mask"])
+    v = student(X_s, student.step_condition(n, s, e), *condition(student, batch)[0], batch["mask"])
     loss = frame_mean(F.huber_loss(X_s + delta * v, X_e, reduction="none").mean(-1), batch["todo"])
     return loss, {"huber": loss}
 
@@ -555,7 +555,7 @@ def readme_blocks():
 
 def test_a_variant_is_one_short_file(trained, tmp_path, monkeypatch):
     """As a stranger would: a file elsewhere, run by Python; the README's own where it shows one."""
-    monkeypatch.setattr(speech.ears, "load_judges", lambda *_: {})
+    monkeypatch.setattr(speech.judges, "load_judges", lambda *_: {})
     shown = next((block for block in readme_blocks() if "METHODS" in block), HUBER)
     assert len(shown.splitlines()) <= 20
     (tmp_path / "my_method.py").write_text(shown)
@@ -764,8 +764,8 @@ def test_o3s_command_stores_grids_that_speak(trained, tmp_path, capsys, monkeypa
     assert run(intmeanflow, "--ckpt", ckpt, "--search", 2, "--cfg", 0) == 0
     assert "2 steps, closeness: cosine" in capsys.readouterr().out
     b = checkpoint.load_checkpoint(ckpt)
-    assert sample.own_grid(b, 2).tolist() == pytest.approx(b.contract["grids"]["2"])
-    assert torch.equal(sample.own_grid(b, 3), sample.cosine_grid(3))
+    assert sample.checkpoint_grid(b, 2).tolist() == pytest.approx(b.contract["grids"]["2"])
+    assert torch.equal(sample.checkpoint_grid(b, 3), sample.cosine_grid(3))
     b.contract["grids"]["2"] = [0.0, 0.9, 1.0]
     other = sample.speak(b, [torch.tensor([1, 2, 1])], None, 2, seed=1)
     b.contract["grids"] = {}

@@ -1,4 +1,4 @@
-"""vocoder.py: python -m pytest -q test_vocoder.py"""
+"""vocoder.py: python -m pytest -q tests/test_vocoder.py"""
 import gc
 import sys
 from dataclasses import asdict, replace
@@ -182,12 +182,12 @@ def test_the_noise_of_a_recording_leads_back_to_it():
     batch["x0"] = batch["x0"] / batch["x0"][batch["mask"]].std()
 
     class Straight(torch.nn.Module):
-        config, when = model.DiTConfig(vocab=9, mels=8), model.DiT.when
+        config, step_condition = model.DiTConfig(vocab=9, mels=8), model.DiT.step_condition
 
         def embed_text(self, text, align, mask=None, drop=None):
             return torch.zeros(*align.shape, 1)
 
-        def forward(self, x, when, ref, h, mask=None):
+        def forward(self, x, step_cond, ref, h, mask=None):
             return batch["mel"] - batch["x0"]
     found = pairs.noise_of(Straight(), batch, sample.cosine_grid(5))
     assert torch.allclose(found, batch["x0"], atol=1e-5)

@@ -116,16 +116,16 @@ def load_praat():
     return prosody
 
 
-EARS = {"mos": (load_mos, "Distill-MOS", "distillmos"),
+JUDGES = {"mos": (load_mos, "Distill-MOS", "distillmos"),
         "speaker": (load_encoder, "speaker cosine", "resemblyzer webrtcvad-wheels"),
         "prosody": (load_praat, "pitch and voice quality", "praat-parselmouth")}
 
 
-def load_judges(names=tuple(EARS)):
-    """Those of EARS that can be had here, by name; a line says which packages are missing."""
+def load_judges(names=tuple(JUDGES)):
+    """Those of JUDGES that can be had here, by name; a line says which packages are missing."""
     judges = {}
     for name in names:
-        load, measure, packages = EARS[name]
+        load, measure, packages = JUDGES[name]
         try:
             with contextlib.redirect_stdout(io.StringIO()):                       # some talk
                 judges[name] = load()
@@ -134,8 +134,8 @@ def load_judges(names=tuple(EARS)):
     return judges
 
 
-def load_ears(asr, lang):
-    """What can judge audio here, by name: "asr" with its "recogniser", "words", and those of EARS."""
+def all_judges(asr, lang):
+    """What can judge audio here, by name: "asr" with its "recogniser", "words", and those of JUDGES."""
     return load_asr(asr, lang) | {"words": load_words(lang)} | load_judges()
 
 
@@ -144,21 +144,21 @@ def at_16_khz(wav, rate):
     return librosa.resample(wav, orig_sr=rate, target_sr=16000)
 
 
-def listen(wavs, texts, rate, ears):
-    """Audio of sentences -> {figure: its value of each sentence}; figures without an ear are absent."""
+def listen(wavs, texts, rate, judges):
+    """Audio of sentences -> {figure: its value of each sentence}; figures without a judge are absent."""
     heard = {}
     for wav, text in zip(tqdm(wavs, desc="listen", leave=False, disable=None), texts):
         wav, figures = at_16_khz(wav, rate), {}
-        if ears.get("asr"):
-            said, found = ears["words"](text), ears["words"](ears["asr"](wav))
+        if judges.get("asr"):
+            said, found = judges["words"](text), judges["words"](judges["asr"](wav))
             errors, length = word_errors(said, found), max(1, len(said))
             figures |= {"word errors": errors, "words": length, "word error rate": errors / length}
-        if ears.get("mos"):
-            figures["Distill-MOS"] = ears["mos"](wav)
-        if ears.get("speaker"):
-            figures["embedding"] = ears["speaker"](wav)
-        if ears.get("prosody"):
-            figures |= ears["prosody"](wav)
+        if judges.get("mos"):
+            figures["Distill-MOS"] = judges["mos"](wav)
+        if judges.get("speaker"):
+            figures["embedding"] = judges["speaker"](wav)
+        if judges.get("prosody"):
+            figures |= judges["prosody"](wav)
         for name, value in figures.items():
             heard.setdefault(name, []).append(value)
     return heard
