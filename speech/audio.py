@@ -7,8 +7,9 @@ from pathlib import Path
 
 import librosa
 import numpy as np
-import scipy
+import scipy.signal
 import soundfile
+from scipy import ndimage
 
 from common.cli import BadInput
 from data import MelSettings
@@ -42,14 +43,56 @@ def speech_frames(power):
     """Power of frames (N,) -> which are speech, (N,) bool: those within 40 dB of the loudest, or 30 dB where
     the background is that loud. A click is none: it lasts less than three frames.
     """
-    smooth = scipy.ndimage.median_filter(power, 5, mode="mirror")
+    smooth = ndimage.median_filter(power, 5, mode="mirror")
     top = smooth.max()
     return smooth > np.clip(4 * np.percentile(smooth, 10), 1e-4 * top, 1e-3 * top)
 
 
+def steady(db, most, frames, smooth):
+    """Levels of frames (N,) in dB -> which lie in a window of so many that changes by less than `most` dB."""
+    level = ndimage.uniform_filter1d(db, smooth)
+    calm = ndimage.maximum_filter1d(level, frames) - ndimage.minimum_filter1d(level, frames) < most
+    return ndimage.binary_dilation(calm, np.ones(frames))
+
+
+def without_drift(wav, power, rate):
+    """Power of frames (N,), of (samples,) -> the same, with that below 12 Hz left out where most of it is
+    there for 0.6 s or longer. So low is no voice.
+    """
+    hop = len(wav) // len(power)
+    above = scipy.signal.sosfiltfilt(scipy.signal.butter(4, 12, "high", fs=rate, output="sos"), wav)
+    above = np.square(above).reshape(-1, hop).mean(1).astype(power.dtype)
+    low = ndimage.binary_closing(above < 0.25 * power, np.ones(9))
+    low = ndimage.binary_opening(low, np.ones(1 + int(0.6 * rate / hop)))
+    return np.where(low, np.minimum(above, power), power)
+
+
+def find_speech(power, second):
+    """Power of frames (N,), `second` of them a second -> which are speech, (N,) bool, without what happens
+    before and after it: hum or hiss, as even as no voice is, up to the end; knocks and beeps, apart from it.
+    """
+    db, whole, odd = 10 * np.log10(power + 1e-12), speech_frames(power), np.zeros(len(power), bool)
+    long = ndimage.binary_dilation(steady(db, 3, max(1, int(0.3 * second)), 5), iterations=3)
+    short = steady(db, 1, max(1, int(0.1 * second)), 1)
+    for _ in range(6):                          # what was hidden by something louder is found next time
+        before, speech = odd.copy(), speech_frames(np.where(odd, 0, power))
+        for way in (1, -1):                     # from both ends, until there is speech
+            on, most = speech[::way], speech.sum() / 3
+            starts, ends = np.flatnonzero(np.diff(on, prepend=False, append=False)).reshape(-1, 2).T
+            for a, b, gap in zip(starts, ends, (starts[1:] - ends[:-1]) / second):
+                apart = b - a < 0.2 * second and gap > 0.2 or short[::way][a:b].mean() > 0.5
+                if gap <= 0.1 or b - a >= most or not apart:
+                    break
+                odd[::way][max(0, a - 3):b + 3] = True
+            odd[::way] |= np.logical_and.accumulate((long | odd)[::way])
+        if odd.all() or (odd == before).all():
+            break
+    return speech if speech.sum() > 0.2 * second else whole                       # of even noise all is kept
+
+
 def load_audio(path, settings, level=LEVEL, longest=math.inf):
     """Any format, rate and channels -> mono (samples,) at the settings' rate: no offset, at most 0.3
-    s of silence at each end, its speech at RMS `level` (0: as it is).
+    s of silence or noise at each end, its speech at RMS `level` (0: as it is).
 
     Raises BadInput, naming the file, when it is missing, unreadable, cut short, silent, shorter than one FFT
     window, or, without decoding it, over `longest` seconds.
@@ -77,9 +120,11 @@ def load_audio(path, settings, level=LEVEL, longest=math.inf):
         wav = librosa.resample(wav, orig_sr=rate, target_sr=settings.rate)
     rms, hop, margin = float(wav.std()), settings.hop, int(0.3 * settings.rate)
     if 1e-4 < rms < 1e4 and level:
-        wav = wav - np.median(wav[:len(wav) // hop * hop].reshape(-1, hop).mean(1))
-        power = np.square(wav[:len(wav) // hop * hop]).reshape(-1, hop).mean(1)   # (frames,)
-        speech = np.flatnonzero(speech_frames(power))
+        end = len(wav) // hop * hop
+        wav = wav - np.median(wav[:end].reshape(-1, hop).mean(1))
+        power = np.square(wav[:end]).reshape(-1, hop).mean(1)                     # (frames,)
+        power = without_drift(wav[:end], power, settings.rate)
+        speech = np.flatnonzero(find_speech(power, settings.rate / hop))
         rms = float(np.sqrt(power[speech].mean())) if len(speech) else 0.0
         wav = wav[max(0, speech[0] * hop - margin):(speech[-1] + 1) * hop + margin] if len(speech) else wav
     if not 1e-4 < rms < 1e4:                                                      # also catches NaN and inf

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 
 from speech import audio
@@ -376,6 +377,40 @@ def test_level_is_that_of_speech_and_silence_is_cut(tmp_path, pad, offset, click
     assert y < 0.32 * 16000 and len(b) - np.flatnonzero(np.abs(b) > 0.01)[-1] < 0.32 * 16000
     raw = audio.load_audio(tmp_path / "odd.wav", s, level=0)                       # as it is
     assert len(raw) == len(wav) and np.abs(raw - wav.clip(-1, 1)).max() < 1e-5
+
+
+def disturbances(n, rng):
+    """Name -> what may be heard in n samples before or after speech whose RMS is 1; loud and faint."""
+    t = np.arange(n) / 16000
+
+    def short(tau):
+        return np.exp(-(t - 0.1) / tau) * (t > 0.1)
+    return {"beep": np.sin(2 * np.pi * 880 * t) * (abs(t - 0.4) < 0.2), "long beep": 0.3 * np.sin(2 * np.pi * 2100 * t) * (t < n / 20000),
+            "two tones": 0.5 * (np.sin(2 * np.pi * 697 * t) + np.sin(2 * np.pi * 1209 * t)) * (abs(t - 0.3) < 0.12),
+            "knock": 3 * short(0.01) * rng.normal(size=n), "thump": 4 * short(0.025) * np.sin(2 * np.pi * 120 * t),
+            "hum of 50 Hz": 0.2 * sum(np.sin(2 * np.pi * f * t) / f * 50 for f in (50, 100, 150)),
+            "hum of 60 Hz": 0.03 * sum(np.sin(2 * np.pi * f * t) for f in (60, 120, 180, 300)),
+            "hiss": 0.05 * rng.normal(size=n), "faint hiss": 0.015 * rng.normal(size=n),
+            "drift": np.sin(2 * np.pi * t), "slope": 0.5 * t / t[-1], "wind": 0.2 * np.sin(2 * np.pi * 6 * t),
+            "two knocks": 2 * (short(0.012) + np.roll(short(0.012), 9000)) * rng.normal(size=n)}
+
+
+@pytest.mark.parametrize("where", ["before", "after", "both"])
+@pytest.mark.parametrize("name", disturbances(16000, np.random.default_rng(0)))
+def test_what_is_heard_before_and_after_speech_is_none_of_it(tmp_path, where, name):
+    s, rng, n = MelSettings(), np.random.default_rng(len(name)), 16000
+    for path in sorted((ROOT / "corpus").glob("*/wavs/*.opus"))[::200]:
+        plain = audio.load_audio(path, s)
+        odd, room = np.pad(plain, (n, n)), 0.108 * disturbances(n, rng)[name]
+        odd[:n] += (room[::-1] if name == "slope" else room) * (where != "after")
+        odd[-n:] += room * (where != "before")
+        soundfile.write(tmp_path / "odd.wav", 0.5 * odd, 16000, subtype="FLOAT")
+        found = audio.load_audio(tmp_path / "odd.wav", s)
+        lag = int(np.argmax(scipy.signal.correlate(found, plain))) - len(plain) + 1                # where speech is in it
+        assert abs(lag) < 0.3 * 16000 and abs(lag + len(plain) - len(found)) < 0.3 * 16000, path
+        both = slice(max(0, lag), min(len(found), lag + len(plain)))
+        gain = np.dot(found[both], plain[both.start - lag:both.stop - lag]) / np.dot(*2 * [plain[both.start - lag:both.stop - lag]])
+        assert abs(20 * np.log10(gain)) < 0.5, (path, gain)
 
 
 @pytest.mark.parametrize("level", [0.3, 0.2, 0.01])
