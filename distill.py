@@ -24,7 +24,7 @@ from common.run import (Run, adamw, claim, draw, ema_update, first_process_first
                         join, learning_rate, optimise, parts, pooled, seed_update)
 from data import batch_indices, collate
 from model import count_parameters, fold, pair
-from networks.checkpoint import load_student, load_teacher, refit, save_checkpoint
+from networks.checkpoint import load_student, load_teacher, refit, save_checkpoint, student_contract
 from networks.e2 import prepend
 from sample import condition, cosine_grid, rollout
 from speech.judges import present
@@ -270,8 +270,7 @@ def build(flags, method, device):
                                                  flags.cache, flags.keep_outliers, flags.keep_unknown))
     student, nets, optimiser = make_student(flags, method, teacher, init)
     allowed = sorted(flags.steps) if method.time == "step" else []              # []: any grid, any step count
-    contract = dict(kind="student", steps=allowed, default=min(flags.steps), grid="cosine", cfg=flags.cfg)
-    contract |= {name: bundle.contract[name] for name in ("voice",) if name in bundle.contract}
+    contract = student_contract(bundle, allowed, min(flags.steps), flags.cfg)
     config = vars(flags) | dict(out=str(flags.out))
     bundle = replace(bundle, model=nets["ema"], contract=contract, config=config)
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)

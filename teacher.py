@@ -144,9 +144,10 @@ def build(flags, device):
     model = init.model if init else network(config(vocab=V, mels=settings.n_mels, **sizes[flags.size]))
     net = torch.nn.ModuleDict(dict(model=model, duration=init.duration if init else DurationPredictor(V)))
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
-    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=flags.cfg)
+    voices = pick_voices(corpus)
+    contract = dict(kind="teacher", steps=[], grid="cosine", cfg=flags.cfg, voice=next(iter(voices), None))
     bundle = Bundle(ema["model"], ema["duration"], settings, corpus.vocab, lang, corpus.gauss,
-                    pick_voices(corpus), contract, vars(flags) | dict(out=str(flags.out)))
+                    voices, contract, vars(flags) | dict(out=str(flags.out)))
     total, conditioning = count_parameters(model)
     print(f"{flags.data}: {corpus.hours():.2f} h, {len(corpus.train)} to train on, {len(corpus.held)} held "
           f"out, skipped: {counted(corpus.skipped) or 'nothing'}")

@@ -29,7 +29,7 @@ from common.run import lock_folder
 from distill import make_student, trajectories, update
 from methods import baselines, dmd, intmeanflow
 from model import count_parameters
-from networks.checkpoint import load_teacher, save_checkpoint
+from networks.checkpoint import load_teacher, save_checkpoint, student_contract
 from sample import cosine_grid, rollout
 from speech.prepare import prepare
 from teacher import distance, held_out
@@ -131,8 +131,7 @@ def keep(nets, flags, method, bundle, folder):
     name = f"{re.sub('[^a-z0-9]+', '_', flags.name.lower())}-{flags.seed}"
     for net in dict.fromkeys(nets.values()):
         mine = sorted(n for n in nets if nets[n] is net)
-        contract = dict(kind="student", steps=mine if method.time == "step" else [], default=mine[0],
-                        grid="cosine", cfg=flags.cfg)
+        contract = student_contract(bundle, mine if method.time == "step" else [], mine[0], flags.cfg)
         suffix = "" if len(mine) == len(nets) else f"-{mine[0]}"
         student = replace(bundle, model=net, contract=contract, config=vars(flags) | dict(out=str(flags.out)))
         save_checkpoint(folder / f"{name}{suffix}.pt", student)

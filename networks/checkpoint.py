@@ -40,10 +40,10 @@ class Bundle:
     lang: str                       # how text becomes symbols, see text.py
     gauss: dict                     # the aligner's Gaussians, to align a voice prompt with its text
     voices: dict                    # name -> {"mel" (P, M), "text" (L,), "durations" (L,)}: ready prompts
-    contract: dict                # kind ("teacher", "student"), steps (allowed counts, [] = any), default
+    contract: dict                  # kind ("teacher", "student"), steps (allowed counts, [] = any), default
     #                                 (of --steps), grid (its kind), grids ({N: times} that were found), and
     #                                 cfg: a teacher's usual guidance, or that inside a student's target;
-    #                                 voice: the name of the usual one, if it is not the first
+    #                                 voice: the name of the usual one, None where there is none
     config: dict                    # the flags of the training run, for the record
 
 
@@ -232,6 +232,14 @@ def load_student(path, flag, teacher, time, device="cpu"):
                            "as --teacher and --method have it")
     b.model.requires_grad_(False)
     return b
+
+
+def student_contract(teacher, steps, default, cfg):
+    """What a student of teacher, a Bundle, promises: step counts ([]: any), the usual one, the guidance that
+    it has learned, and the teacher's usual voice.
+    """
+    voice = teacher.contract.get("voice") or next(iter(teacher.voices), None)
+    return dict(kind="student", steps=steps, default=default, grid="cosine", cfg=cfg, voice=voice)
 
 
 @torch.no_grad()

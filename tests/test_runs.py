@@ -380,7 +380,7 @@ def test_every_method_runs_and_its_student_speaks(trained, tmp_path, method, bar
     assert run(HOME[method], *trained.flags, *trained.of, "--out", out, "--max_iters", 3, "--steps", 1, 2, "--pool", 2,
                "--method", method) == 0
     b = checkpoint.load_checkpoint(out / "student.pt")
-    assert b.model.config.time == METHODS[method].time
+    assert b.model.config.time == METHODS[method].time and b.contract["voice"] in b.voices
     for steps in [1, 2] + [3] * (not b.contract["steps"]):                        # free grids take any number
         assert run(sample, "--ckpt", out / "student.pt", "--steps", steps, *words) == 0
     assert any(name.endswith(("velocity", "consistency", "endpoint")) for name in header(out)[0])
@@ -817,7 +817,8 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
     assert (tmp_path / "table.md").read_text().count("| dual, tokens, no CFG |") == 1
     kept = {path.name: checkpoint.load_checkpoint(path) for path in (tmp_path / "students").iterdir()}
     assert sorted(kept) == [f"dual_tokens_{weak}_cfg-{seed}.pt" for weak in ("no", "weak") for seed in (0, 1)]
-    assert all(b.contract["kind"] == "student" and b.contract["steps"] == [1, 2, 4] for b in kept.values())
+    assert all(b.contract == dict(kind="student", steps=[1, 2, 4], default=1, grid="cosine", cfg=0.7,
+                                  voice=next(iter(b.voices))) for b in kept.values())
     assert run(ablation, *both, "--only", "nothing") == 2 and "--only nothing" in capsys.readouterr().err
     other = [*both, "--max_iters", 1, "--only", "dual, tokens, w"]
     assert run(ablation, *other) == 0 and len(rows()) == 4 + 2                    # other settings, other rows
