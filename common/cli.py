@@ -1,9 +1,14 @@
 """Commands: bad input as one line, flags and their types, the device, optional packages, clocks."""
 import argparse
 import math
+import os
 import platform
+import re
+import socket
 import sys
 import time as clock
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import soundfile
@@ -29,6 +34,11 @@ def cli(main):
         complain(f"cannot use {problem.filename or 'a file'}: {problem.strerror or problem}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as problem:
+        if not type(problem).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        reason = str(problem).splitlines()[0][:150]
+        complain(f"--compile: torch cannot compile on this machine ({reason}); leave it out")
 
 
 def complain(problem):
@@ -57,6 +67,9 @@ class Parser(argparse.ArgumentParser):
         for flag, other in self.idle:
             if {flag, other} <= self.given:
                 raise BadInput(f"{flag}: does nothing beside {other}; leave one of them out")
+        for flag, value in vars(flags).items():  # torch and libraries of audio and pictures write only such
+            if flag in ("out", "cache") and re.search("[\udc80-\udcff]", str(value)):
+                raise BadInput(f"--{flag} {ascii(str(value))}: its name is no UTF-8; choose another")
         return flags
 
     def error(self, message):
@@ -91,6 +104,22 @@ def need(package, flag, install=None):
     except ImportError:
         name = install or package
         raise BadInput(f"{flag} needs the package {name}: pip install {name}") from None
+
+
+def ask_hub(name):
+    """Before a model is asked for by its name on a hub: where none is to be reached, only what is here will
+    be looked for. Its client would try again for half a minute.
+    """
+    place = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if Path(name).exists() or urllib.request.getproxies():
+        return
+    try:
+        socket.create_connection((place.hostname, place.port or 443), timeout=3).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        for module in ("huggingface_hub.constants", "transformers.utils.hub"):    # read when it was imported
+            if hasattr(sys.modules.get(module), "HF_HUB_OFFLINE"):
+                sys.modules[module].HF_HUB_OFFLINE = True
 
 
 def pick_device(name):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.cli import BadInput
+from common.cli import BadInput, ask_hub
 from common.files import markdown, write_audio, write_text
 from common.plots import plot_mels
 from speech.vocoder import load_vocoder
@@ -47,6 +47,7 @@ def load_asr(name, lang):
     """
     wanted = name or os.environ.get("DSFLOW_ASR") or "base"
     language = {"letters": "en", "f5": "en", "none": None}.get(lang, lang.split("-")[0])   # None: it detects
+    ask_hub(wanted)
     try:
         from faster_whisper import WhisperModel
         model = WhisperModel(wanted, device="cpu", compute_type="int8", cpu_threads=torch.get_num_threads())

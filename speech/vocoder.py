@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.cli import BadInput, Parser, cli, count, need, number, pick_device
+from common.cli import BadInput, Parser, ask_hub, cli, count, need, number, pick_device
 from common.files import digest, fit_weights, load_torch, save_torch
 from common.run import Run, adamw, claim, ema_update, learning_rate, optimise, seed_update
 from data import MelSettings, log_mel, mel_spectrogram
@@ -96,6 +96,7 @@ def load_vocoder(name, settings, device="cpu"):
         return griffin_lim
     if net or settings not in (MELS["speecht5"], MELS["vocos"]):
         raise BadInput(f"--vocoder {name}: none is known for these mels, {settings}; leave it out")
+    ask_hub(name)
     try:
         if settings == MELS["vocos"]:
             Vocos = need("vocos", "--vocoder").Vocos

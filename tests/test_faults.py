@@ -506,3 +506,45 @@ def test_a_log_file_gets_each_line_at_once(tmp_path):
     finally:
         job.kill()
         job.wait()
+
+
+@pytest.mark.parametrize("home", ["/proc/none", "/dev/null", "relative/none"])
+def test_a_home_that_cannot_be_written_is_done_without(tmp_path, home):
+    """numba caches beside librosa, else at home, and without either importing librosa is a traceback."""
+    code = "import common, os; print([os.environ[n] for n in ('NUMBA_CACHE_DIR', 'MPLCONFIGDIR')])"
+    env = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR")}
+    job = subprocess.run([sys.executable, "-c", code], env=env | dict(HOME=home, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path)),
+                         capture_output=True, text=True, timeout=60)
+    assert job.stdout.count(str(tmp_path)) == 2 and not list(tmp_path.iterdir()), job.stderr      # and leaves nothing
+
+
+@pytest.mark.parametrize("name", ["o\udce9.wav", "\udcff/o.wav", "\udce4\udcf6.flac"])
+@pytest.mark.parametrize("command", [sample, teacher, vocoder])
+def test_an_output_that_is_no_utf8_is_one_line(tmp_path, capsys, command, name):
+    words = ["--text", "a"] if command is sample else []
+    assert run(command, *words, "--out", tmp_path / name) == 2
+    said(capsys, ["--out", "no UTF-8"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiling_without_a_compiler_is_one_line(tmp_path):
+    env = dict(os.environ, PATH="/nowhere", CC="/nowhere/cc", CXX="/nowhere/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    job = subprocess.run([sys.executable, "sample.py", "--text", "Hello.", "--compile", "--out", tmp_path / "a.wav"], cwd=ROOT, env=env,
+                         capture_output=True, text=True, timeout=300)
+    errors = [line for line in job.stderr.splitlines() if "arn" not in line]
+    assert job.returncode == 2 and len(errors) == 1 and "--compile" in errors[0] and "leave it out" in errors[0], job.stderr
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "https://no.such.invalid", "http://localhost:1"])
+def test_a_hub_that_is_not_there_is_known_soon(tmp_path, monkeypatch, place):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", place)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", types.SimpleNamespace(HF_HUB_OFFLINE=False))
+    common.cli.ask_hub(str(tmp_path))                                             # a folder: no hub is asked
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")                                     # so that it is put back
+    begun = clock.perf_counter()
+    common.cli.ask_hub("some/model")
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE
+    assert clock.perf_counter() - begun < 6
