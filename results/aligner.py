@@ -11,14 +11,20 @@ import re
 import sys
 
 import numpy as np
-import onnx
-import onnxruntime
-from kokoro_onnx import Kokoro
 
+from common.cli import complain
 from speech import text as reader
 from speech.prepare import prepare
 
 DURATIONS = "/encoder/Clip_output_0"            # frames of 25 ms of every token, in the graph of version 1.0
+try:
+    import onnx
+    import onnxruntime
+    from kokoro_onnx import Kokoro
+except ImportError as problem:
+    complain(f'aligner.py needs the package {problem.name}: pip install "kokoro-onnx>=0.6" onnx')
+if len(sys.argv) != 3:
+    complain("expected the files of Kokoro-82M's model and of its voices, see corpus/make.py")
 VOICES = {"af_heart": 30, "am_michael": 30, "af_bella": 8, "bf_emma": 8, "am_onyx": 8, "bm_lewis": 8}
 
 
@@ -42,7 +48,7 @@ class Session:
         return [audio]
 
 
-def told(kokoro, words, voice):
+def word_starts(kokoro, words, voice):
     """Starts of the words in seconds of the recording as corpus/make.py cut it, by Kokoro; or None."""
     kokoro.sess.runs.clear()
     words = re.sub(r"\b(Mr|Mrs|Dr)\.", r"\1", words)
@@ -91,7 +97,7 @@ for voice, count in VOICES.items():
     mine = [i for i, who in enumerate(corpus.speakers) if who == voice]
     off = []
     for i in mine[::len(mine) // count][:count]:
-        ours, theirs = heard(corpus, i), told(kokoro, corpus.texts[i], voice)
+        ours, theirs = heard(corpus, i), word_starts(kokoro, corpus.texts[i], voice)
         if ours is not None and theirs is not None and len(ours) == len(theirs):
             off += [1000 * (ours - theirs)]
     errors += list(np.concatenate(off) - np.median(np.concatenate(off)))

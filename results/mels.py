@@ -1,4 +1,4 @@
-"""assets/mels.png: a sentence by the teacher and by the student, all from the same noise, as strong as in training.
+"""assets/mels.png: a sentence by the teacher and by the student, all from the same noise.
 
     PYTHONPATH=. python results/mels.py
 """

@@ -1,6 +1,7 @@
 """How noisy the gradients of endpoint, velocity and dual loss are: noise.csv.
 
-    PYTHONPATH=. python results/noise.py
+    PYTHONPATH=. python results/noise.py                            the page's figures
+    PYTHONPATH=. python results/noise.py --seeds 0 --pool 4 --out x.csv     a try
 
 sum Var(g) / || E g ||^2 of a batch's gradient g at the folded student of the shipped teacher, 64 batches, for
 each of three seeds, beside the loss's own mean and its deviation over batches, relative to the mean. A batch
@@ -14,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import distill
+from common.cli import Parser, cli, count
 from common.files import write_csv
 from common.run import draw, seed_update
 from networks.checkpoint import load_teacher
@@ -50,18 +52,23 @@ def gradient_noise(student, flags, batches):
     return rows
 
 
-def main(seeds=(0, 1, 2), pool=64):
+def main():
+    p = Parser(__doc__)
+    p.add_argument("--seeds", type=count(0), nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    p.add_argument("--pool", type=count(2), default=64, help="batches of each seed (default 64)")
+    p.add_argument("--out", type=Path, default=Path(__file__).with_name("noise.csv"), help="the CSV")
+    given = p.parse_args()
     bundle = load_teacher("checkpoints/teacher.pt", "--teacher")
     corpus = prepare("corpus", bundle.settings, bundle.lang, bundle.vocab, "cache")
     found = []
-    for seed in seeds:
-        flags = distill.arguments(words=["--pool", str(pool), "--seed", str(seed)])
+    for seed in given.seeds:
+        flags = distill.arguments(words=["--steps", "1", "--pool", str(given.pool), "--seed", str(seed)])
         student, _, _ = distill.make_student(flags, distill.METHODS["dsflow"], bundle.model)
         source = distill.trajectories(bundle.model, corpus, flags, False, torch.device("cpu"))
         found += [row | dict(seed=seed) for row in gradient_noise(student, flags,
-                                                                  list(itertools.islice(source, pool)))]
-    write_csv(Path(__file__).with_name("noise.csv"), found)
+                                                                  list(itertools.islice(source, given.pool)))]
+    write_csv(given.out, found)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

@@ -87,7 +87,7 @@ def with_tables(page, text):
 
 
 def with_lines(text):
-    """The text of README.md, each link [`code`](file.py#L1) led to the last line that begins with that code."""
+    """README.md's text, each link [`code`](file.py#L1) led to the last line that begins with that code."""
     def found(link):
         code, file = link[1], link[2]
         lines = (HERE.parent / file).read_text(encoding="utf-8").splitlines()

@@ -3,7 +3,7 @@
     PYTHONPATH=. python results/vectors.py --init STUDENT.pt --cfg 1 --lr 5e-4 --max_iters 900 --pool 50 \
         --reuse 100 --out out/vectors
 
-STUDENT.pt: of `python -m networks.checkpoint`, in 8-bit integers. Trained are norms, biases, step tokens and the last
+STUDENT.pt: of `python -m networks.checkpoint`, in 8-bit integers. Trained are norms, biases, tokens and the last
 layer, 33,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
 """
 import sys
@@ -13,7 +13,7 @@ import torch
 import distill
 from methods import dmd
 from networks.checkpoint import to_integers
-from common.cli import cli
+from common.cli import BadInput, cli
 from common.files import save_torch
 from common.run import adamw
 
@@ -31,6 +31,8 @@ def vectors(flags, method, teacher, init=None):
 
 
 def main():
+    if not {"--out", "--init"} <= set(sys.argv) and "--help" not in sys.argv:
+        raise BadInput("--init and --out: expected both, see the top of vectors.py")
     distill.main(dmd.METHODS)
     out, old = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--out", "--init"))
     new, small = (torch.load(path, weights_only=True) for path in (f"{out}/student.pt", old))
