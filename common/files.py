@@ -1,6 +1,7 @@
 """Files that are whole or not there: text, audio, tables, weights. And what of theirs does not fit."""
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import math
@@ -20,13 +21,29 @@ from common.cli import BadInput
 # ------------------------------------------------------------------------------------------------ whole files
 
 
+def gone(process):
+    """Has a process of this machine ended? Without POSIX nobody knows."""
+    try:
+        os.kill(process, 0) if os.name == "posix" else None
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:                             # another user's
+        pass
+    return False
+
+
 @contextlib.contextmanager
 def whole(path):
-    """A path to write to, in place of `path`: that gets the whole file at the end, or stays as it was.
+    """A path to write to, in place of `path`: that gets the whole file at the end, or stays as it was. What
+    processes left that were killed as they wrote this file is removed.
 
     Raises BadInput, naming the file, when it cannot be written.
     """
     path = Path(path)
+    for left in path.parent.glob(f"partial-*-{glob.escape(path.name)}"):
+        process = left.name.split("-")[1]
+        if process.isdecimal() and left.name == f"partial-{process}-{path.name}" and gone(int(process)):
+            left.unlink(missing_ok=True)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")                # keeps the suffix
     try:
         yield partial

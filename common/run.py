@@ -123,6 +123,10 @@ def lock_folder(folder):
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise BadInput(f"--out {folder}: another run is writing there; choose another --out") from None
+    except (OSError, NotImplementedError) as problem:
+        reason = getattr(problem, "strerror", None) or "its file system has no locks"
+        raise BadInput(f"--out {folder}: cannot be locked for this run ({reason}); choose an --out "
+                       "on another disk") from None
     return lock
 
 

@@ -8,7 +8,7 @@ frames each of them lasts. Mels stay on disk; memory holds an index, 480 to 610 
 symbols. The aligner learns from 4,000 utterances at most. What is in a folder is found by find.py.
 """
 from common.cli import BadInput, Parser, cli
-from common.files import whole
+from common.files import gone, whole
 from common.plots import pyplot
 
 import collections
@@ -154,14 +154,12 @@ def remove_leftovers(cache):
     for path in Path(cache).glob("partial-*"):
         try:
             _, *host, pid, _ = path.name.split("-")
-            if time.time() - path.stat().st_mtime < 7 * 86400:
-                if "-".join(host) != socket.gethostname() or os.name == "nt":
-                    continue
-                os.kill(int(pid), 0)                                              # raises where there is none
+            dead = "-".join(host) == socket.gethostname() and gone(int(pid))
+            if not dead and time.time() - path.stat().st_mtime < 7 * 86400:
                 continue
-        except (ProcessLookupError, ValueError):
+        except ValueError:                      # a name of older versions
             pass
-        except OSError:                                         # another user's, or just removed
+        except OSError:                         # just removed
             continue
         shutil.rmtree(path, ignore_errors=True)
 
@@ -271,6 +269,9 @@ def pick_voices(corpus, seconds=3.0, most=16):
         off = abs(3600 * corpus.hours([i]) - seconds)
         best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
     heard = collections.Counter(corpus.speakers[i] for i in corpus.train).most_common(most)
+    if len(best) > most:
+        print(f"voices: {', '.join(who for who, _ in heard)}, who have the most recordings; {len(best) - most} "
+              "more speakers are learned from, but become none")
     return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
                                      durations=corpus.durations[i].clone())
             for speaker, i in ((speaker, best[speaker][1]) for speaker, _ in heard)}

@@ -294,14 +294,16 @@ def test_many_utterances_are_indexed_and_batched_in_little_memory(tmp_path, monk
     assert len(teacher.pick_voices(corpus)) == 1
 
 
-def test_the_first_ready_voice_is_the_one_with_most_recordings():
+def test_the_first_ready_voice_is_the_one_with_most_recordings(capsys):
     """Of each speaker the recording nearest to three seconds; at most so many speakers."""
     frames = [100, 190, 400, 180, 50]
     corpus = types.SimpleNamespace(
         train=range(5), speakers=["a", "b", "b", "c", "c"], hours=lambda i: frames[i[0]] * 256 / 16000 / 3600,
         mel=lambda i: torch.full((frames[i], 2), float(i)), ids=torch.arange(5)[:, None],
         durations=torch.tensor(frames)[:, None])
+    assert len(teacher.pick_voices(corpus, most=3)) == 3 and not capsys.readouterr().out
     voices = teacher.pick_voices(corpus, most=2)
+    assert "voices: b, c," in capsys.readouterr().out
     assert list(voices) == ["b", "c"] and [len(v["mel"]) for v in voices.values()] == [190, 180]
 
 

@@ -548,3 +548,24 @@ def test_a_hub_that_is_not_there_is_known_soon(tmp_path, monkeypatch, place):
     common.cli.ask_hub("some/model")
     assert os.environ["HF_HUB_OFFLINE"] == "1" and sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE
     assert clock.perf_counter() - begun < 6
+
+
+def test_what_killed_runs_left_is_removed_by_the_next(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f"partial-{ended.pid}-a[1].pt", f"partial-{2 ** 80}-a[1].pt", f"partial-{os.getppid()}-a[1].pt", f"partial-{ended.pid}-b.pt",
+             f"partial-{ended.pid}-x-a[1].pt", "partial-x-a[1].pt"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    common.files.write_text(tmp_path / "a[1].pt", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "a[1].pt"])
+
+
+@pytest.mark.parametrize("problem", [NotImplementedError("use SoftFileLock instead"), OSError(95, "Operation not supported"),
+                                     OSError(37, "No locks available"), PermissionError(13, "Permission denied")])
+def test_a_folder_that_cannot_be_locked_is_one_line(trained, tmp_path, capsys, monkeypatch, bare, problem):
+    def acquire(*_, **__):
+        raise problem
+    monkeypatch.setattr(common.run.filelock.FileLock, "acquire", acquire)
+    assert run(teacher, *trained.flags, "--out", tmp_path / "a", "--max_iters", 1) == 2
+    said(capsys, [f"--out {tmp_path / 'a'}", "cannot be locked", "another disk"])
