@@ -270,8 +270,8 @@ def pick_voices(corpus, seconds=3.0, most=16):
         best[corpus.speakers[i]] = min(best.get(corpus.speakers[i], (math.inf, i)), (off, i))
     heard = collections.Counter(corpus.speakers[i] for i in corpus.train).most_common(most)
     if len(best) > most:
-        print(f"voices: {', '.join(who for who, _ in heard)}, who have the most recordings; {len(best) - most} "
-              "more speakers are learned from, but become none")
+        print(f"voices: {', '.join(who for who, _ in heard)}, who have the most recordings; "
+              f"{len(best) - most} more speakers are learned from, but become none")
     return {speaker or "voice": dict(mel=corpus.mel(i).half(), text=corpus.ids[i].clone(),
                                      durations=corpus.durations[i].clone())
             for speaker, i in ((speaker, best[speaker][1]) for speaker, _ in heard)}
