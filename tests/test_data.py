@@ -258,7 +258,7 @@ def test_split_keeps_takes_together_and_one_utterance_works(tmp_path):
 
 def test_many_utterances_are_indexed_and_batched_in_little_memory(tmp_path, monkeypatch):
     """Indexing walks all files; an opened corpus holds an index, no audio; padding is under 5 %."""
-    many = 15_000
+    many = 6_000
     (tmp_path / "c" / "wavs").mkdir(parents=True)
     soundfile.write(tmp_path / "x.wav", np.zeros(8000, np.float32), 16000)
     with open(tmp_path / "c" / "metadata.csv", "w") as table:

@@ -105,8 +105,8 @@ def test_own_transforms_are_torchs(monkeypatch):
 
 
 def test_training_lowers_the_loss_and_resumes_exactly(monkeypatch, corpus, tmp_path):
-    flags = ("--data", corpus / "a", corpus / "b", "--eval_every", 3, "--save_every", 3)
-    whole = train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 12)
+    flags = ("--data", corpus / "a", corpus / "b", "--eval_every", 2, "--save_every", 2)
+    whole = train(monkeypatch, tmp_path / "whole", *flags, "--max_iters", 8)
     rows = read_csv(tmp_path / "whole" / "log.csv")
     assert float(rows[-1]["held_loss"]) < 0.95 * float(rows[0]["held_loss"])
     assert (tmp_path / "whole" / "vocoder.pt").stat().st_size < 4.5e6
@@ -116,17 +116,17 @@ def test_training_lowers_the_loss_and_resumes_exactly(monkeypatch, corpus, tmp_p
 
     def stop(*_):
         raise Stop
-    with monkeypatch.context() as patch:            # it dies after its sixth update, which was saved
+    with monkeypatch.context() as patch:            # it dies after its fourth update, which was saved
         save = vocoder.Run.save
-        patch.setattr(vocoder.Run, "save", lambda run, done, *more: (save(run, done, *more), done == 6 and stop()))
+        patch.setattr(vocoder.Run, "save", lambda run, done, *more: (save(run, done, *more), done == 4 and stop()))
         patch.setattr(vocoder, "claim", lambda flags: flags.out.mkdir(parents=True))      # no lock outlives it
         with pytest.raises(Stop):
-            train(patch, tmp_path / "parts", *flags, "--max_iters", 12)
-    parts = train(monkeypatch, tmp_path / "parts", *flags, "--max_iters", 12, "--resume")
+            train(patch, tmp_path / "parts", *flags, "--max_iters", 8)
+    parts = train(monkeypatch, tmp_path / "parts", *flags, "--max_iters", 8, "--resume")
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
     gc.collect()                                    # the lock of a run that has ended, were it another process
     with pytest.raises(BadInput, match="made with another lr"):
-        train(monkeypatch, tmp_path / "parts", *flags, "--max_iters", 12, "--resume", "--lr", 1e-3)
+        train(monkeypatch, tmp_path / "parts", *flags, "--max_iters", 8, "--resume", "--lr", 1e-3)
     further = train(monkeypatch, tmp_path / "further", *flags, "--max_iters", 1, "--lr", 1e-6,
                     "--init", tmp_path / "whole" / "vocoder.pt")
     assert (further.read.weight - whole.read.weight).abs().max() < 1e-4
