@@ -13,7 +13,7 @@ TITLES = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": 
           "gen": "general", "col": "colonel", "capt": "captain", "lt": "lieutenant", "sgt": "sergeant",
           "rev": "reverend", "hon": "honorable", "gov": "governor", "sen": "senator", "mt": "mount",
           "fig": "figure", "vol": "volume", "approx": "approximately", "dept": "department",
-          "apt": "apartment", "hwy": "highway",
+          "apt": "apartment", "hwy": "highway", "pp": "pages",
           **{month[:3].lower(): month for month in MONTHS if month != "May"}, "sept": "September"}
 # These end a sentence where a capital follows. "St." is a saint unless a name stands before it.
 ENDERS = {"st": "street", "ave": "avenue", "rd": "road", "blvd": "boulevard", "jr": "junior", "sr": "senior",
@@ -53,6 +53,9 @@ COINS = {"$": ("dollars", "cents"), "€": ("euros", "cents"), "£": ("pounds", 
          "¢": ("cents", "")}
 DOLLARS = {"US": "U S", "C": "Canadian", "CA": "Canadian", "A": "Australian", "AU": "Australian",
            "NZ": "New Zealand", "HK": "Hong Kong", "S": "Singapore"}
+CODES = {"USD": "US$", "CAD": "CA$", "AUD": "AU$", "NZD": "NZ$", "HKD": "HK$", "EUR": "€", "GBP": "£",
+         "JPY": "¥"}
+CODE = "|".join(CODES)
 PRICED = ("bill|note|banknote|coin|fine|ticket|fee|check|cheque|prize|budget|deal|gift card|voucher|coupon|"
           "deposit|discount|donation|bonus|reward|loan|tip|bet|stamp|price tag")         # the $20 bill
 SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789"))
@@ -64,6 +67,8 @@ RULERS = ("Henry|Louis|George|Edward|Charles|Elizabeth|James|William|Richard|Joh
           "Gregory|Innocent|Urban|Julius|Leopold|Francis|Mary|Otto|Constantine|Victor|Umberto|Ramses|Ptolemy|"
           "Darius|Mehmed|"
           "(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Prince|Sultan|Pharaoh) [A-Z]\\w+")
+NAMES = (f"(?:{RULERS}|Albert|Andrew|Arthur|Benjamin|Daniel|David|Donald|Ernest|Frank|Harold|Harry|Joseph|"
+         "Martin|Michael|Patrick|Robert|Ronald|Samuel|Thomas|Thurston|Walter) (?:[A-Z]\\.? )?[A-Z][a-z]\\w+")
 PARTS = ("[Cc]hapter|[Bb]ook|[Pp]art|[Aa]ct|[Ss]cene|[Vv]olume|[Ss]ection|[Aa]rticle|[Aa]ppendix|[Cc]anto|"
          "Psalm|Bowl|War|Title|Type|Phase|Stage|Level|Grade|Class|[Tt]able|[Ff]igure|Episode|Season|Lesson|"
          "Apollo")
@@ -154,6 +159,18 @@ def clock(m):
     return f" {hour} {re.sub('^0', 'oh ', minute)} {half.upper() + 'M' if half else ''} "
 
 
+def inches(m):
+    """27", unless that ends what a mark before it began."""
+    opened = len(re.findall(r'(?<!\d)"', m.string[:m.start()])) % 2
+    return m[0] if opened else f"{m[1]} in."
+
+
+def ratio(m):
+    """3:1, 1:500; John 3:1 is a verse."""
+    verse = re.search(r"(?:^|\s)(?:[A-Z]\w+) $", m.string[:m.start()])
+    return f" {m[1]} {m[2]} " if verse else f" {m[1]} to {m[2]} "
+
+
 def decade(m):
     """1990s, '90s, 1800s."""
     words = say(m[1], "year" if len(m[1]) == 4 and m[1] != "2000" else "cardinal")
@@ -178,7 +195,9 @@ def address(m):
     """A mail or web address: its signs have names."""
     names = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", "+": " plus ",
              "?": " question mark ", "=": " equals ", "&": " and "}
-    return "".join(names.get(c, c if c.isalnum() else " ") for c in re.sub("^https?://|/$", "", m[0]))
+    plain = re.sub(r"(?<=\.)(?:uk|us|tv|eu|de)(?=/|$)", lambda m: m[0].upper(),
+                   re.sub("^https?://|/$", "", m[0]))
+    return "".join(names.get(c, c if c.isalnum() else " ") for c in plain)
 
 
 def value(roman):
@@ -215,7 +234,7 @@ GROUPS = [(re.compile(pattern), spoken) for pattern, spoken in [
 ]]
 RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"\bhttps?://[^\s,;)>\"]*[\w/]|[\w.+-]+@[\w-]+(?:\.\w+)+", address),
-    (r"\b(?:[\w-]+\.)+(?:com|org|net|edu|gov|io)\b(?:/(?:[\w/?=&-]*[\w/])?)?", address),
+    (r"\b(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|co\.uk)\b(?:/(?:[\w/?=&-]*[\w/])?)?", address),
     (rf"(?<![\d.,:/-])(?<!\d )[1-9]\d?\d?(?:(?: \d{{3}}){{2,}}(?! ?\d)| \d{{3}}(?= ?(?:{UNIT}|[€£¥])(?!\w)))",
      lambda m: m[0].replace(" ", ",")),         # 1 000 000, 10 000 km
     (r"([$€£¥])\.(?=\d)", r"\g<1>0."), (r"([$€£¥])[-−](?=\d)", r"-\1"),
@@ -224,6 +243,15 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"(?<=\d)[eE](?:\+|(?=[-−]))(?=[-−\d])", " times 10 to the power of "),
     (r"(?<=\d) ?\* ?(?=\d)", " times "), (r"(?<=\d) ?/ ?(?=\d+ *=)", " divided by "),
     (r"(?<![\d.])(\d+\.\d+)/(?=\d)", r"\1 out of "), (r"\b(\d\d?)\.(\d\d)(?=\s?[aApP]\.?[mM]\b)", r"\1:\2"),
+    (r"(?<=\d)′", "'"), (r"(?<=\d)″", '"'), (r"(?<=\d)x\b(?! ?[-+=*/^])", " times"),
+    (r"(?<=\d) x (?=\d)|(?<=[1-9])x(?=\d)", " by "), (r"(?<=\d) s\b(?!')", " sec"),
+    (r"\b50[-–/]50\b", "50 50"), (r"(?<=\d°) ?N\b", " north"),
+    (rf"(?<![\w.,$€£¥])(?!4 |8 )({NUMBER}) K\b(?! (?:run|race))", r"\1 kelvin "),
+    (r"(?i)\b911(?= (?:call|operator|dispatch|emergency|system|line))", "9 1 1"),
+    (r"\bp\. ?(?=\d)", "page "), (r"\bc\. ?(?=\d{3,4}\b)", "circa "),
+    (rf"\b({CODE}) ?({NUMBER})(?!\w)", lambda m: CODES[m[1]] + m[2]),
+    (rf"(?<![\w.,])({NUMBER}(?: (?:thousand|million|billion|trillion))?) ?({CODE})\b",
+     lambda m: CODES[m[2]] + m[1]),
     (r"(?<!')\best\.\s*(?=\d{4}\b)", "established "),
     (r"\be\.g\.,?", " for example "), (r"\bi\.e\.,?", " that is "), (r"\bvs\b", "versus"),
     (r"\bPh\.?D\b\.?", "PHD"), (r"\bWW(?=II?\b)", "World War "),
@@ -232,15 +260,18 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"(?i)(?:\bno\.|№|\bn[º°]\.?)\s*(?=\d)|#(?=\d)", " number "), (r"#(?=\w)", " hashtag "),
     (r"(?i)\bnos\.\s*(?=\d)", " numbers "),
     (rf"\b({RULERS}) (?!I (?:{VERBS})\b)({LETTERS})\b(?!'(?!s\b))", ruler),
+    (rf"\b({NAMES}),? (II|III|IV)\b(?!'(?!s\b))", ruler),
     (rf"\b({ALONE})(?=(?: |-)[Cc]entur| Olympi)|\b({LETTERS})(?:st|nd|rd|th)\b",
      lambda m: say(value(m[1] or m[2]), "ordinal")),
     (rf"\b((?:{PARTS}) )(?!I (?:{VERBS})\b)(?![LCDM]\b)({LETTERS})\b(?!'(?!s\b))('s\b)?", roman),
     (rf"\b(?<!\b[Aa]n )()({ALONE})(?! chromo)('s\b)?", roman),
     (rf"\b(?:{DATE})\b(?!\.\d)", date),
-    (r"\b(\d\d?):(\d\d)(?![:\d])(?:\s?([aApP])\.?[mM]\b\.?)?", clock), (r"(?<=\d):(?=\d)", " "),
+    (r"\b(\d\d?):(\d\d)(?![:\d])(?:\s?([aApP])\.?[mM]\b\.?)?", clock),
+    (r"(?<![\d:.])(\d{1,3}):(\d|\d{3,})\b(?![:.]\d)", ratio), (r"(?<=\d):(?=\d)", " "),
     (r"(?<=\d)\s?([aApP])\.?[mM]\b\.?", lambda m: f" {m[1].upper()}M "),
     (r"(?<![\d-])(\d{3})-(\d{4})(?![\d-])", lambda m: f" {digits(m[1])}, {digits(m[2])} "),
-    (r"\b(\d+)'\s?(\d+)(?:\"|'')", r" \1 feet \2 inches "), (r"'?\b(\d0|\d{3}0)'?s\b", decade),
+    (r"\b(\d+)'\s?(\d+)(?:\"|'')", r" \1 feet \2 inches "), (r'\b(\d[\d.,/]*)"', inches),
+    (r"'?\b(\d0|\d{3}0)'?s\b", decade),
     (r"(?<=\d)[-–](?=[$€£¥])", " to "), (r"~\s?(?=\d)", "about "),
     (r"(?<=\d)\s+[-−]\s+(?=\d)|(?<![\w.)])[-−](?=[$€£¥]?\.?\d)", " minus "),
     (rf"(\b(?:[Aa]n?|[Aa]nother) )?(?:\b({'|'.join(DOLLARS)})(?=\$))?([$€£¥])\s?({NUMBER}(?:[-–]{NUMBER})?)"

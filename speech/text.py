@@ -36,7 +36,8 @@ PAUSE = re.compile(r"\s+[-–—]+\s+(?!\d)|(?<!\d)\s+[-–—]+\s+|\s*(?:—|--
                    r"|\.{2,}|…|(?:^|(?<=\s))[([]|[)\]](?=[\s.,;:!?]|$)|[;:](?=[^\w/]|$)"
                    r"|[、，；：،]")
 FOOTNOTE = re.compile(r"(?<=[.,;:!?”])[¹²³⁰⁴-⁹]+|(?<=[^\W\d_]{4})(?:¹|[⁴-⁹])[⁰¹²³⁴-⁹]*(?!\w)"
-                      r"|(?:(?<=[^\W\d_]{3})|(?<=[.,;:!?”]))(?:\[\d{1,3}\])+")               # tea.¹ tea[1]
+                      r"|(?:(?<=[^\W\d_]{3})|(?<=[.,;:!?”]))(?<!array)(?<!list)(?<!arg[sv])"
+                      r"(?!\[0)(?:\[\d{1,3}\])+")                               # tea.¹ tea[1], not list[1]
 BROKEN = re.compile(r"([^\W_]+)[-‐]\n{1,2}(?=([^\W_]+))")                       # exam-\nining
 ENDINGS = set("ing ings ed er ers ly ness ment ments tion tions sion able ible ful less est ist ism ity ous "
               "ive al ally ish es en ance ence".split())                       # no words of their own

@@ -51,7 +51,7 @@ at 8:00 | at eight o'clock
 2½ | two and one half
 24/7 | twenty four seven
 10-15 people | ten to fifteen people
-pp. 10–15 | P P ten to fifteen
+pp. 10–15 | pages ten to fifteen
 1990-1995 | nineteen ninety to nineteen ninety five
 the 1990s | the nineteen nineties
 the '90s | the nineties
