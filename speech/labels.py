@@ -85,6 +85,8 @@ LABEL = re.compile(r"\W*(?:(?:speaker|spkr?|voice|person|participant|interviewe[
                    r"[ _-]*(?:\d+|[a-z]|[ivx]+)?|transcript(?:ion)?|text|sentence|utterance|prompt|subtitles?"
                    r"|caption|audio|file(?:name)?|id|lang(?:uage)?|duration|speaker ?id|name"
                    r"|normali[sz]ed(?:[ _]text)?|[a-z]+_?\d+)\W{0,2}:(?!\d)", re.I)
+NOTE = re.compile(r"^\s*(?:;;|//|#+ ?(?:speaker|spk|lang\w*|id|file\w*|source|text|transcri\w*|audio|comment"
+                  r"|created|licen[cs]e|version|date|duration)\b)|&[=~+-][a-z]+", re.I)             # &=laughs: CHAT
 ADDRESS = re.compile(r"\b(?:https?|ftp|file)://|\bwww\.\w", re.I)
 # the phones of English by the letters of ARPABET; of them, words of their own are only a few, like "ah er"
 PHONES = set("""
@@ -148,5 +150,5 @@ def unspoken(text):
         if (EVENT.fullmatch(inner) or kind == "♪" or kind == "[" and code and " " not in inner
                 or kind in "<{~+" and (code or tag and tag[1].lower() not in TAGS)):
             return mark[0]
-    label, address = LABEL.match(text), ADDRESS.search(text)
-    return label[0].strip() if label else address[0] if address else ""
+    found = LABEL.match(text) or NOTE.search(text) or ADDRESS.search(text)
+    return found[0].strip() if found else ""

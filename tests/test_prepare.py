@@ -228,7 +228,8 @@ def test_a_table_of_labels_is_no_table_of_texts(tmp_path, rows):
     "u1 1 0.10 0.22 he 0.99\nu1 1 0.32 0.30 left 0.91", "HH IY1 L EH1 F T", "pau\nhh\niy\nl\neh\nf\nt", "0 4000 h#\n4000 5100 hv",
     "SPEAKER u1 1 0.10 3.20 <NA> <NA> ann <NA> <NA>", '{"text": "he left"}', "Spk 2: He left.", "Speaker A: Hi.\nSpeaker B: Oh.",
     "TRANSCRIPTION: he left", "He left [door slams] early.", "He (coughing) left.", "*chuckles* He left.", "<breath> he left",
-    "S07: he left", "[SPEAKER_3] he left", "go to http://a.org/b now", "{cough} he left", "u1 he left early", "sil"])
+    "S07: he left", "[SPEAKER_3] he left", "go to http://a.org/b now", "{cough} he left", "u1 he left early", "sil",
+    ";; a comment\nhe left", "# lang: en\nhe left", "he left &=coughs early"])
 def test_what_is_no_speech_is_not_trained_on(tmp_path, content):
     say(tmp_path / "u0.wav", LINES[0], True)
     say(tmp_path / "u1.wav", LINES[1], content)
