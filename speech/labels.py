@@ -85,8 +85,8 @@ LABEL = re.compile(r"\W*(?:(?:speaker|spkr?|voice|person|participant|interviewe[
                    r"[ _-]*(?:\d+|[a-z]|[ivx]+)?|transcript(?:ion)?|text|sentence|utterance|prompt|subtitles?"
                    r"|caption|audio|file(?:name)?|id|lang(?:uage)?|duration|speaker ?id|name"
                    r"|normali[sz]ed(?:[ _]text)?|[a-z]+_?\d+)\W{0,2}:(?!\d)", re.I)
-NOTE = re.compile(r"^\s*(?:;;|//|#+ ?(?:speaker|spk|lang\w*|id|file\w*|source|text|transcri\w*|audio|comment"
-                  r"|created|licen[cs]e|version|date|duration)\b)|&[=~+-][a-z]+", re.I)             # &=laughs: CHAT
+NOTE = re.compile(r"^\s*(?:;;|//|#+ ?(?:speaker|spk|lang\w*|id|file\w*|source|text|transcri\w*|audio"
+                  r"|comment|licen[cs]e|version|date|duration)\b)|&[=~+-][a-z]+", re.I)  # &=laughs: CHAT
 ADDRESS = re.compile(r"\b(?:https?|ftp|file)://|\bwww\.\w", re.I)
 # the phones of English by the letters of ARPABET; of them, words of their own are only a few, like "ah er"
 PHONES = set("""
