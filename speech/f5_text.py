@@ -125,8 +125,8 @@ class FrontEnd:
     fade = 0.15                 # seconds in which chunks cross over: they do not begin and end in silence
     temperature = 1.0           # standard deviation of the noise, which is what its training knows
 
-    def __init__(self, b):
-        self.b = b
+    def __init__(self, bundle):
+        self.bundle = bundle
 
     def pick_voice(self, name=None, prompt=None, prompt_text=None):
         """A voice made of a prompt and its words; the checkpoint has none of its own."""
@@ -141,7 +141,7 @@ class FrontEnd:
         words: with the ending that F5-TTS gives them; frames: where the sound is cut; gain: from the level
         that the network hears back to the recording's. BadInput: no speech, or not the words'.
         """
-        b, settings = self.b, self.b.settings
+        b, settings = self.bundle, self.bundle.settings
         words = checked(words, b, "--prompt_text")
         wav = load_audio(path, settings, level=0, longest=12)
         wav = librosa.effects.trim(wav, top_db=42, ref=1.0)[0]                    # under -42 dB full scale
@@ -161,12 +161,12 @@ class FrontEnd:
 
     def chunks(self, words, voice, speed=1.0, flag="--text"):
         """--text -> [str] as plan() takes them, LONGEST with the prompt; without those that have no sound."""
-        pieces = cut(checked(words, self.b, flag), self.longest(voice, speed))
-        return [piece.strip() for piece in pieces if speakable(piece, self.b)]
+        pieces = cut(checked(words, self.bundle, flag), self.longest(voice, speed))
+        return [piece.strip() for piece in pieces if speakable(piece, self.bundle)]
 
     def longest(self, voice, speed):
         """Bytes of a chunk that by plan()'s rule lasts LONGEST with its prompt, or a little less."""
-        most = int(LONGEST * self.b.settings.rate / self.b.settings.hop)              # frames
+        most = int(LONGEST * self.bundle.settings.rate / self.bundle.settings.hop)    # frames
         by_pace = (most - voice["frames"]) * size(voice["words"]) / voice["frames"] * speed
         by_tokens = (most - 2 - len(tokens(voice["words"]))) / 1.5                # spaces may be inserted
         return int(min(by_pace, by_tokens))
@@ -178,7 +178,7 @@ class FrontEnd:
         """
         made = []
         for text in texts:
-            ids, slow = encode(voice["words"] + text, self.b.vocab), speed if size(text) >= 10 else 0.3
+            ids, slow = encode(voice["words"] + text, self.bundle.vocab), speed if size(text) >= 10 else 0.3
             T = voice["frames"] + int(voice["frames"] / size(voice["words"]) * size(text) / slow)
             T = min(max(T, len(ids) + 1, len(voice["mel"]) + 1), 65536)
             made.append((ids, torch.zeros(T, dtype=torch.long)))

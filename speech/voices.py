@@ -1,12 +1,11 @@
 """What stands before the network: a text becomes chunks of symbols, a recording a voice, symbols last.
 
-FrontEnd is for our checkpoints, that of speech/f5_text.py for F5-TTS's; both have the same methods. b is a
-Bundle of networks/checkpoint.py. Shapes: P frames of the prompt, T of prompt and text, L symbols, M bands.
+FrontEnd is for our checkpoints, that of speech/f5_text.py for F5-TTS's; both have the same methods. They take
+a Bundle of networks/checkpoint.py. Shapes: P frames of the prompt, T of prompt and text, L symbols, M bands.
 """
-from common.cli import BadInput
-
 import torch
 
+from common.cli import BadInput
 from data import frame_to_symbol, mel_spectrogram
 from speech import text as reader
 from speech.align import align, cepstra
@@ -19,15 +18,15 @@ class FrontEnd:
     fade = 0.0                  # seconds in which chunks cross over; ours begin and end in silence
     temperature = 0.5           # usual standard deviation of the noise: clearer than the 1 of training
 
-    def __init__(self, b):
-        self.b = b
+    def __init__(self, bundle):
+        self.bundle = bundle
 
     def pick_voice(self, name=None, prompt=None, prompt_text=None):
         """A voice made of a prompt and its words, else a ready one by its name, None for name "none".
 
         Without a name it is the one that the checkpoint's contract calls its voice, or else its first.
         """
-        b = self.b
+        b = self.bundle
         if prompt:
             return self.make_voice(prompt, prompt_text)
         if name not in (None, "none", *b.voices):
@@ -38,7 +37,7 @@ class FrontEnd:
 
     def make_voice(self, path, words):
         """A recording and its words -> {"mel" (P, M), "text" (L,), "durations" (L,)}, aligned."""
-        b, settings = self.b, self.b.settings
+        b, settings = self.bundle, self.bundle.settings
         mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
         ids, dropped = reader.encode(words, b.vocab, b.lang)
         spoken = any(b.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist())
@@ -51,23 +50,24 @@ class FrontEnd:
 
     def check(self, words, flag, dropped, spoken):
         """Says what of a user's text is dropped or in doubt; BadInput when nothing of it is spoken."""
-        reader.tell(flag, words, self.b.lang, dropped)
+        lang = self.bundle.lang
+        reader.tell(flag, words, lang, dropped)
         if not spoken:
-            raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {self.b.lang}")
+            raise BadInput(f"{flag} {words[:30]!r}: nothing to say; expected words of language {lang}")
 
     def chunks(self, words, voice=None, speed=1.0, flag="--text"):
         """A text -> its sentences as speak() takes them, (L,) ids each; those with nothing to say are left
         out. voice and speed count for F5-TTS alone, where they decide how much fits into a chunk.
         """
-        found, unread = reader.chunks(words, self.b.lang)
-        read = [reader.to_ids(symbols, self.b.vocab) for _, symbols in found]
+        found, unread = reader.chunks(words, self.bundle.lang)
+        read = [reader.to_ids(symbols, self.bundle.vocab) for _, symbols in found]
         self.check(words, flag, set(unread).union(*(unknown for _, unknown in read)), found)
         return [ids for ids, _ in read]
 
     def predict(self, texts, speed):
         """Durations in frames (B, L), padding 0, of texts [(L,)]."""
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        return self.b.duration.predict(ids.to(next(self.b.model.parameters()).device), speed).cpu()
+        return self.bundle.duration.predict(ids.to(next(self.bundle.model.parameters()).device), speed).cpu()
 
     def plan(self, texts, voice=None, speed=1.0):
         """Ids of each text [(L,)] -> prompt and text as one, [(ids (L,), align (T,))]."""
