@@ -209,6 +209,10 @@ def flags_of(system, ours, methods, seed):
     flags = distill.arguments(methods, [str(word) for word in words])
     if flags.seed != seed or [flags.method] != given[1:2]:
         raise BadInput(f"--flags \"{ours.flags}\": for --seed and --method use --seeds and --only")
+    own = {word.split("=")[0] for word in ours.flags.split()} & {
+        f"--{name}" for name in [*vars(ours), "reuse", "resume", "overwrite", "eval_every", "save_every"]}
+    if own:
+        raise BadInput(f"--flags \"{ours.flags}\": {min(own)} is this command's own, or does nothing here")
     return argparse.Namespace(**vars(flags), name=name)
 
 

@@ -419,7 +419,7 @@ def test_ablation_takes_any_steps_and_refuses_what_mislabels(trained, tmp_path, 
     row, = common.files.read_csv(tmp_path / "a" / "ablation.csv")
     assert float(row["mse@2 to teacher@10"]) > 0 and float(row["variance@2"]) > 0
     capsys.readouterr()
-    for flags in ("--seed 5", "--method endpoint"):
+    for flags in ("--seed 5", "--method endpoint", "--out x", "--data=y", "--lr 1e-4 --steps 2", "--resume"):
         assert run(ablation, *words, "--out", tmp_path / "b", "--flags", flags) == 2
         said(capsys, "--flags")
 
