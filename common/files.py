@@ -135,7 +135,8 @@ def load_torch(path, kind, hint):
     archive's checksums, so that a flipped bit would be another weight.
     """
     if not Path(path).is_file():
-        raise BadInput(f"{path}: no such file; expected {hint}")
+        what = "no file but a folder or pipe" if Path(path).exists() else "no such file"
+        raise BadInput(f"{path}: {what}; expected {hint}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

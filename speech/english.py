@@ -218,7 +218,10 @@ def roman(m):
 def power(m):
     """x⁻¹⁰; ² and ³ alone have names of their own."""
     exponent = "".join(SUPER.get(c, "") for c in m[0])
-    return m[0] if m[0] in ("²", "³") else f" to the power of {'minus ' * ('⁻' in m[0])}{exponent} "
+    if m[0] in ("²", "³"):
+        return m[0]
+    space = " " * m.string[m.end():m.end() + 1].isalnum()                         # one before a unit: 10⁻³ m
+    return f" to the power of {'minus ' * ('⁻' in m[0])}{exponent}{space}"
 
 
 DATE = r"\d{4}-\d\d-\d\d|\d\d?([-/.])\d\d?\1\d{4}"
