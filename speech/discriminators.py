@@ -56,24 +56,24 @@ def discriminators():
     return nn.ModuleList(Discriminator(n_fft) for n_fft in WINDOWS)
 
 
-def hinge_loss(judges, real, fake):
-    """What the judges learn from: recordings above 1, copies below -1. Audio (B, N) each -> ()."""
-    scores = [(judge(real)[0], judge(fake.detach())[0]) for judge in judges]
+def hinge_loss(critics, real, fake):
+    """What the critics learn from: recordings above 1, copies below -1. Audio (B, N) each -> ()."""
+    scores = [(critic(real)[0], critic(fake.detach())[0]) for critic in critics]
     return sum(fn.relu(1 - r).mean() + fn.relu(1 + f).mean() for r, f in scores)
 
 
-def generator_losses(judges, real, fake):
-    """What copies learn from judges that hold still -> minus their scores, and feature matching, () each."""
+def generator_losses(critics, real, fake):
+    """What copies learn from critics that hold still -> minus their scores, and feature matching, () each."""
     score, matching = 0.0, 0.0
-    judges.requires_grad_(False)
-    for judge in judges:
-        found, features = judge(fake)
+    critics.requires_grad_(False)
+    for critic in critics:
+        found, features = critic(fake)
         with torch.no_grad():
-            _, wanted = judge(real)
-        score = score - found.mean() / len(judges)
+            _, wanted = critic(real)
+        score = score - found.mean() / len(critics)
         off = sum((a - b).abs().mean() / b.abs().mean().clamp(min=1e-3) for a, b in zip(features, wanted))
-        matching = matching + off / len(features) / len(judges)
-    judges.requires_grad_(True)
+        matching = matching + off / len(features) / len(critics)
+    critics.requires_grad_(True)
     return score, matching
 
 

@@ -118,8 +118,8 @@ def load_praat():
 
 
 JUDGES = {"mos": (load_mos, "Distill-MOS", "distillmos"),
-        "speaker": (load_encoder, "speaker cosine", "resemblyzer webrtcvad-wheels"),
-        "prosody": (load_praat, "pitch and voice quality", "praat-parselmouth")}
+          "speaker": (load_encoder, "speaker cosine", "resemblyzer webrtcvad-wheels"),
+          "prosody": (load_praat, "pitch and voice quality", "praat-parselmouth")}
 
 
 def load_judges(names=tuple(JUDGES)):

@@ -173,21 +173,21 @@ def losses(log, magnitude):
             (log.exp() - magnitude).abs().mean() / magnitude.mean())
 
 
-def judged_losses(judges, log, wavs, net, optimiser, rate, step):
-    """The terms of adversarial training, after an update of the judges -> {name: ()} and theirs, ().
+def adversarial_losses(critics, log, wavs, net, optimiser, rate, step):
+    """The terms of adversarial training, after an update of the critics -> {name: ()} and theirs, ().
 
     log (B, T, F): the network's log magnitudes; wavs (B, N): the recordings'. Judges learn first, from the
     copies that the network makes now.
     """
     copies = net.sound(log)                                                       # (B, N)
-    hinge = hinge_loss(judges, wavs, copies)
+    hinge = hinge_loss(critics, wavs, copies)
     hinge.backward()
     optimise(optimiser, [rate, rate], step)
-    score, matching = generator_losses(judges, wavs, copies)
+    score, matching = generator_losses(critics, wavs, copies)
     return dict(spectral=spectral_loss(copies, wavs), score=score, matching=matching), hinge
 
 
-# At a score's weight of 1, copies please the judges and leave the recordings.
+# At a score's weight of 1, copies please the critics and leave the recordings.
 LOSS_WEIGHTS = dict(log_loss=0.5, loss=0.5, spectral=2.0, score=0.15, matching=0.3)
 
 
@@ -227,11 +227,11 @@ def main(frames=49):
     seconds, kept = (len(x) / settings.rate for x in (sound, held))
     print(f"{seconds / 60:.1f} min to train on, {kept:.0f} s held out")
     ema = copy.deepcopy(net.to(device).train()).requires_grad_(False).eval()
-    judges = discriminators().to(device) if flags.adversarial else torch.nn.ModuleList()
-    optimiser = adamw([dict(params=net.parameters()), dict(params=judges.parameters())], flags.lr, 0.01)
+    critics = discriminators().to(device) if flags.adversarial else torch.nn.ModuleList()
+    optimiser = adamw([dict(params=net.parameters()), dict(params=critics.parameters())], flags.lr, 0.01)
     recipe = dict(vars(flags), sound=zlib.crc32(sound.numpy().tobytes()),
                   init=flags.init and digest(flags.init), pairs=flags.pairs and digest(flags.pairs))
-    run = Run(flags, device, dict(net=net, ema=ema, judges=judges), optimiser, recipe)
+    run = Run(flags, device, dict(net=net, ema=ema, critics=critics), optimiser, recipe)
     starts = range(0, len(held) - length, len(held) // 64)
     fixed = [x.to(device) for x in excerpts(held, starts, length, settings)]
     for step in run.steps("vocoder"):
@@ -243,7 +243,7 @@ def main(frames=49):
         rate, log = learning_rate(step, flags.lr, 100, flags.max_iters), net(mel)
         terms = dict(zip(("log_loss", "loss"), losses(log, magnitude)))
         if flags.adversarial:
-            more, hinge = judged_losses(judges, log, wavs, net, optimiser, rate, step)
+            more, hinge = adversarial_losses(critics, log, wavs, net, optimiser, rate, step)
             terms |= more
         weights = LOSS_WEIGHTS if flags.adversarial else dict.fromkeys(terms, 1.0)
         sum(weights[name] * term for name, term in terms.items()).backward()

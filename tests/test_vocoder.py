@@ -138,23 +138,23 @@ def test_gradients_reach_magnitudes_through_the_phases():
     assert log.grad.isfinite().all() and (log.grad.abs() > 0).float().mean() > 0.9
 
 
-def test_judges_tell_noise_from_recordings_and_hold_still_for_copies():
+def test_critics_tell_noise_from_recordings_and_hold_still_for_copies():
     torch.manual_seed(0)
     real = torch.as_tensor(voiced(1))[None, :12288].repeat(2, 1)
-    judges = discriminators.discriminators()
-    optimiser = torch.optim.Adam(judges.parameters(), 2e-3)
+    critics = discriminators.discriminators()
+    optimiser = torch.optim.Adam(critics.parameters(), 2e-3)
     for _ in range(30):
-        loss = discriminators.hinge_loss(judges, real, 0.1 * torch.randn(2, 12288))
+        loss = discriminators.hinge_loss(critics, real, 0.1 * torch.randn(2, 12288))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     assert loss < 3                             # 6: they cannot tell
     optimiser.zero_grad()
     copy = (0.1 * torch.randn(2, 12288)).requires_grad_()
-    score, matching = discriminators.generator_losses(judges, real, copy)
+    score, matching = discriminators.generator_losses(critics, real, copy)
     (score + matching).backward()
-    assert copy.grad.abs().sum() > 0 and all(p.grad is None and p.requires_grad for p in judges.parameters())
-    assert discriminators.generator_losses(judges, real, real)[1] < 1e-6 and discriminators.spectral_loss(real, real) < 1e-6
+    assert copy.grad.abs().sum() > 0 and all(p.grad is None and p.requires_grad for p in critics.parameters())
+    assert discriminators.generator_losses(critics, real, real)[1] < 1e-6 and discriminators.spectral_loss(real, real) < 1e-6
 
 
 def test_adversarial_training_runs_and_refuses_another_start(monkeypatch, corpus, tmp_path):
@@ -168,7 +168,7 @@ def test_adversarial_training_runs_and_refuses_another_start(monkeypatch, corpus
     rows = read_csv(tmp_path / "whole" / "log.csv")
     assert {"hinge", "score", "matching", "held_spectral_loss"} < set(rows[-1])
     state = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
-    assert state["judges"] and state["step"] == 4
+    assert state["critics"] and state["step"] == 4
     (tmp_path / "first" / "vocoder.pt").write_bytes((tmp_path / "whole" / "vocoder.pt").read_bytes())
     gc.collect()
     with pytest.raises(BadInput, match="made with another init"):
