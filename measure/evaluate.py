@@ -30,7 +30,7 @@ from speech import text as reader
 from networks.checkpoint import load_checkpoint, load_teacher
 from data import collate, mel_spectrogram
 from speech.audio import load_audio
-from speech.judges import listen, all_judges, mean
+from speech.judges import all_judges, listen, mean
 from model import count_parameters
 from speech.prepare import find_utterances, prepare
 from sample import check_steps, cosine_grid, front_end, speak

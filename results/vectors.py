@@ -3,8 +3,8 @@
     PYTHONPATH=. python results/vectors.py --init STUDENT.pt --cfg 1 --lr 5e-4 --max_iters 900 --pool 50 \
         --reuse 100 --out out/vectors
 
-STUDENT.pt: of `python -m networks.checkpoint`, in 8-bit integers. Trained are norms, biases, tokens and the last
-layer, 33,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
+STUDENT.pt: of `python -m networks.checkpoint`, in 8-bit integers. Trained are norms, biases, tokens and the
+last layer, 33,000 numbers of two million; out/vectors/small.pt keeps all integers but the last layer's.
 """
 import sys
 
