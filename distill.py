@@ -114,6 +114,8 @@ class Method(NamedTuple):
     dense: bool = False                         # whether it wants all K + 1 states, not only interval ends
     draws: tuple = ("interval",)                # names of the random numbers that it finds in batch["u"]
     auxiliary: Callable = lambda teacher, steps: torch.nn.ModuleDict()      # networks trained along, see dmd
+    source: Callable = None                     # trajectories that are not the teacher's, see own_steps
+    noise: float = 1.0                          # its standard deviation in the reports
 
 
 DRAWS = ("interval", "term", "chord")           # what dsflow_loss finds in batch["u"]
@@ -213,8 +215,10 @@ def arguments(methods=METHODS, words=None):
                        "whose least common multiple is at most 64")
     method = methods[flags.method]
     tokens = ("--token", "--no-tokens") if method.time != "step" else ()
+    texts = () if method.source else ("--sentences",)
     options = {"--a": "a", "--t_mf": "t_mf", "--no-weak_cfg": "weak_cfg"}
-    for name in (*tokens, *(name for name, option in options.items() if option not in method.options)):
+    others = (name for name, option in options.items() if option not in method.options)
+    for name in (*tokens, *texts, *others):
         if name in p.given:
             raise BadInput(f"{name}: --method {flags.method} does not take it")
     return flags
@@ -308,13 +312,15 @@ def main(methods=METHODS):
                   teacher=digest(flags.teacher), init=flags.init and digest(flags.init))
     run = Run(flags, device, nets, setup.optimiser, recipe)
     fixed = held_out(corpus, flags.count, device)
+    fixed["x0"] *= method.noise
     target = rollout(teacher, fixed, cosine_grid(10), flags.cfg)[-1]              # teacher@10
 
     def mse(model, n, w):
         return distance(rollout(model, fixed, cosine_grid(n), w)[-1], target, fixed["todo"])
     for w in dict.fromkeys((0.0, flags.cfg)):
         print(f"held out, mel MSE to teacher@10: its own single step at w = {w:g} {mse(teacher, 1, w):.4f}")
-    batches = trajectories(teacher, corpus, flags, method.dense, device, run.first)
+    batches = (method.source(setup, flags, device, run.first) if method.source else
+               trajectories(teacher, corpus, flags, method.dense, device, run.first))
     for step in run.steps("distill"):
         start = clock.perf_counter()
         batch = next(batches)

@@ -205,7 +205,8 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     if flags.compile:
         bundle.model.compile(dynamic=True)      # one program for every length
-    temperature = front.temperature if flags.temperature is None else flags.temperature
+    usual = front.temperature if flags.seed is None else front.varied
+    temperature = usual if flags.temperature is None else flags.temperature
     calls, starts = Calls(bundle.model), range(0, len(texts), BATCH)
     fade, tail, gain = int(front.fade * rate), np.zeros(0, np.float32), (voice or {}).get("gain", 1.0)
     shown, length, to_mel, to_sound = [], 0, 0.0, 0.0    # mels of the picture, samples, seconds of work
@@ -213,8 +214,8 @@ def main():
         for first in tqdm(starts, "speak", disable=None if len(starts) > 1 else True):
             started = clock.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
-                mels = speak(bundle, texts[first:first + BATCH], voice, steps, w, flags.seed, flags.speed,
-                             grid, start=first, temperature=temperature)
+                mels = speak(bundle, texts[first:first + BATCH], voice, steps, w, flags.seed or 0,
+                             flags.speed, grid, start=first, temperature=temperature)
             synchronise(device)
             mels_done = clock.perf_counter()
             for mel in mels:

@@ -46,6 +46,8 @@ def distill_flags(add, methods):
         help="checkpoint of teacher.py or f5.py (default %(default)s)")
     add("--init", help="start from this student of the same teacher instead of from the teacher's weights")
     add("--method", choices=methods, default=first, help=f"the loss (default {first})")
+    add("--sentences", help="own_steps: a text, whose sentences the voices of --data say too (default: each "
+        "other's)")
     add("--a", type=number(0, 1), help="dsflow: weight of the endpoint (default 0.7)")
     add("--t_mf", choices=["mid", "uniform"], help="dsflow: where on the chord (default mid)")
     add("--no-weak_cfg", dest="weak_cfg", action="store_false", default=None, help="leave L_CFG out")
@@ -89,7 +91,7 @@ def sample_flags(add):
     """The flags of sample.py."""
     add("--text", help="what to say; long text is spoken in sentence chunks")
     add("--text_file", metavar="FILE", help="a file that holds the text; - is standard input")
-    add("--ckpt", default="checkpoints/student_dmd.pt", help="teacher or student (default %(default)s)")
+    add("--ckpt", default="checkpoints/student_one.pt", help="teacher or student (default %(default)s)")
     add("--steps", type=int, help="network steps (default: a student's fewest, 10 for a teacher)")
     add("--cfg", type=number(0, 20),
         help="guidance w in v_c + w (v_c - v_u); above 0 each step is two network calls (default: 0 for a "
@@ -99,9 +101,10 @@ def sample_flags(add):
     add("--prompt", help="a recording whose voice to use, with --prompt_text")
     add("--prompt_text", help="the words spoken in --prompt")
     add("--speed", type=number(0.25, 4), default=1.0, help="2 is twice as fast (default 1)")
-    add("--seed", type=number(0, 10**9, int), default=0, help="item i's noise is from (seed, i) (default 0)")
+    add("--seed", type=number(0, 10**9, int), help="another take for each number: item i's noise is from "
+        "(seed, i) (default: no noise, the clearest take)")
     add("--temperature", type=number(0, 2), help="standard deviation of the noise: below 1 less varied and "
-        "clearer, as in Matcha-TTS (default 0.5, for F5-TTS 1, which is what training knows)")
+        "clearer, as in Matcha-TTS (default 0, with --seed 0.5; for F5-TTS 1, which is what training knows)")
     add("--vocoder", help="griffin_lim, a .pt of vocoder.py, or a folder or hub name of SpeechT5's "
         "HiFi-GAN or, for F5-TTS, Vocos (default: checkpoints/vocoder.pt if it fits, else griffin_lim)")
     add("--bf16", action="store_true", help="compute in bfloat16: pays for large networks and long batches")

@@ -266,7 +266,7 @@ def arguments():
         "prompt instead (default %(default)s)")
     add("--prompts", default="eval/prompts", help="recordings of voices without training (%(default)s)")
     add("--prompt_voice", default="am_puck", help="whose prompt it is (default %(default)s)")
-    add("--temperature", type=number(0, 2), default=0.5, help="of the noise, as in sample.py (default 0.5)")
+    add("--temperature", type=number(0, 2), default=0.0, help="of the noise, as in sample.py (default 0)")
     add("--vocoder", help="as in sample.py (default: the same)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default auto)")
     add("--out", type=Path, default=Path("docs/index.html"), help="the page (default %(default)s)")

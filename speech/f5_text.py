@@ -123,7 +123,7 @@ def cut(text, most, level=0):
 class FrontEnd:
     """Reads texts and prompts for F5-TTS; the methods of speech/voices.py."""
     fade = 0.15                 # seconds in which chunks cross over: they do not begin and end in silence
-    temperature = 1.0           # standard deviation of the noise, which is what its training knows
+    temperature = varied = 1.0  # standard deviation of the noise, which is what its training knows
 
     def __init__(self, bundle):
         self.bundle = bundle

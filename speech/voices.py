@@ -16,7 +16,8 @@ from speech.prepare import letters, outliers, speech_seconds
 class FrontEnd:
     """Reads texts and prompts for one checkpoint, and gives its symbols their durations."""
     fade = 0.0                  # seconds in which chunks cross over; ours begin and end in silence
-    temperature = 0.5           # usual standard deviation of the noise: clearer than the 1 of training
+    temperature = 0.0           # the noise's usual standard deviation: its mean alone sounds clearest
+    varied = 0.5                # the same where takes should differ; training has 1
 
     def __init__(self, bundle):
         self.bundle = bundle

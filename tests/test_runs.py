@@ -30,7 +30,7 @@ import distill
 from methods import dmd
 from measure import evaluate
 from networks import f5
-from methods import intmeanflow
+from methods import intmeanflow, own_steps
 import model
 from networks import durations, e2, f5_net
 from speech import prepare
@@ -417,6 +417,51 @@ def test_progressive_distillation_is_three_runs(trained, tmp_path, capsys, bare)
     assert not (tmp_path / "wrong" / "student.pt").exists()
 
 
+def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monkeypatch):
+    """New sentences, other sentences of the corpus, cut and resumed; what is not a student of several steps: a line."""
+    quick_sound(monkeypatch)
+    (tmp_path / "new.txt").write_text("Good morning, you there. Hello again and again!\n")
+    words = [*trained.flags, *trained.of, "--pool", 3, "--reuse", 2, "--count", 1, "--steps", 1, "--save_every", 3]
+    both = [*words, "--init", trained.student, "--max_iters", 8]
+    for more in ([], ["--sentences", tmp_path / "new.txt"], ["--method", "own_dmd"]):
+        whole, cut = tmp_path / f"whole{len(more)}", tmp_path / f"cut{len(more)}"
+        shutil.rmtree(cut, ignore_errors=True)
+        assert run(own_steps, *both, *more, "--out", whole, "--overwrite") == 0
+        with monkeypatch.context() as patch:
+            stop_after_update(5, patch)
+            assert run(own_steps, *both, *more, "--out", cut) == 130
+        assert run(own_steps, *both, *more, "--out", cut, "--resume") == 0
+        nets = [torch.load(folder / "last.pt", weights_only=True)["net"] for folder in (whole, cut)]
+        assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
+        assert checkpoint.load_checkpoint(whole / "student.pt").contract["steps"] == [1]
+    assert run(sample, "--ckpt", whole / "student.pt", "--text", "hello there", "--out", tmp_path / "x.wav") == 0
+    capsys.readouterr()
+    for wrong, said in ((words, "--init"), ([*both, "--steps", 1, 2], "--steps"),
+                        ([*both, "--init", whole / "student.pt"], "--init"),
+                        ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
+        assert run(own_steps, *wrong, "--out", tmp_path / "wrong") == 2 and said in one_line(capsys)
+    assert not (tmp_path / "wrong" / "student.pt").exists()
+
+
+def test_own_steps_ends_are_four_calls_from_little_noise(trained):
+    """What an update gets: the frames to generate, mostly no noise, and where the student's own four steps lead."""
+    flags = distill.arguments(own_steps.METHODS, [str(word) for word in (
+        *trained.flags, *trained.of, "--steps", 1, "--init", trained.student, "--pool", 40, "--reuse", 1)])
+    setup = distill.build(flags, own_steps.METHODS["own_steps"], torch.device("cpu"))
+    found = [part for (part,) in itertools.islice(own_steps.own_steps(setup, flags, torch.device("cpu"), 0), 40)]
+    still = torch.cat([(part["x0"] == 0).all(-1).all(-1) for part in found])
+    assert 0.6 < still.float().mean() < 0.95
+    for part in found[:5]:
+        known, todo = part["known"], part["todo"]
+        assert torch.equal(known | todo, part["mask"]) and not (known & todo).any() and todo.any(1).all()
+        assert (part["ref"][~known] == 0).all() and part["align"].shape == known.shape
+        ends = sample.rollout(setup.nets["start"], part, sample.cosine_grid(4), 0.0)
+        assert torch.equal(part["states"], torch.stack([part["x0"], ends[-1]])) and part["grid"].tolist() == [0, 1]
+    texts = {tuple(line[line > 0].tolist()) for part in found for line in part["text"]}
+    alone = {tuple(setup.corpus.ids[i].tolist()) for i in setup.corpus.train}
+    assert alone & texts and texts - alone      # recordings alone, and with another sentence behind them
+
+
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "dit"])
 def test_every_backbone_is_distilled_and_speaks(trained, tmp_path, name, bare, monkeypatch):
     """By dsflow, with tokens where they can be, and by IntMeanFlow; the scripts are told by the checkpoint alone."""
@@ -607,7 +652,7 @@ def test_ten_lines_load_a_checkpoint_and_speak(trained, tmp_path, monkeypatch):
     ("intmeanflow", "--no-tokens"), ("velocity", "--a 1"), ("velocity", "--t_mf mid"),
     ("progressive", "--a 0.5"), ("progressive", "--t_mf mid"), ("progressive", "--no-weak_cfg"),
     ("consistency", "--a 0.5"), ("consistency", "--t_mf mid"), ("consistency", "--no-weak_cfg"),
-    ("consistency", "--no-tokens"), ("meanflow", "--a 0.5"), ("meanflow", "--t_mf mid"),
+    ("consistency", "--no-tokens"), ("meanflow", "--a 0.5"), ("dsflow", "--sentences x"), ("meanflow", "--t_mf mid"),
     ("meanflow", "--no-weak_cfg"), ("meanflow", "--no-tokens"), ("meanflow", "--token prepend")])
 def test_a_flag_that_a_method_does_not_take_is_refused(tmp_path, capsys, method, flag):
     words = ["--method", method, "--out", tmp_path / "new", "--teacher", "nowhere.pt", *flag.split()]
@@ -627,13 +672,15 @@ def test_a_network_without_tokens_is_distilled_further(trained, tmp_path, capsys
     assert "--init" in one_line(capsys)
 
 
-def test_sample_draws_noise_of_half_the_deviation(trained, tmp_path):
+def test_sample_draws_no_noise_unless_a_take_is_asked_for(trained, tmp_path):
     heard = []
-    for flags in ([], ["--temperature", 0.5], ["--temperature", 1]):
+    for flags in ([], ["--temperature", 0], ["--seed", 0], ["--seed", 0, "--temperature", 0.5], ["--seed", 1],
+                  ["--temperature", 1], ["--seed", 0, "--temperature", 1]):
         out = tmp_path / f"{len(heard)}.wav"
         assert run(sample, "--ckpt", trained.student, "--text", "hello there", "--out", out, "--device", "cpu", *flags) == 0
         heard.append(out.read_bytes())
-    assert heard[0] == heard[1] != heard[2]
+    still, zero, take, half, other, loud, same = heard
+    assert still == zero and take == half and loud == same and len({still, take, other, loud}) == 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
