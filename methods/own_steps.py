@@ -1,7 +1,7 @@
 """One call that arrives where the student's own four do, from no noise, on distill.py's loop.
 
-    python -m methods.own_steps --init checkpoints/student_dmd.pt --steps 1 --lr 5e-4 --reuse 3
-    python -m methods.own_steps --method own_dmd --init out/distill/student.pt --steps 1 --lr 2e-4 --reuse 1
+    python -m methods.own_steps --init checkpoints/student_dmd.pt --steps 1 --cfg 1 --lr 5e-4 --reuse 3 \
+        --batch_frames 2400
 
 After dmd.py a student's four calls sound like its teacher's twenty, and for one call they are a nearer goal:
 few, unguided, made by the same weights. [ours] Two things make it nearer still. Most items begin at x0 = 0,
@@ -17,7 +17,6 @@ from common.files import read_text
 from common.run import parts, pooled, seed_update
 from data import batch_indices, collate
 from distill import DRAWS, Method, dsflow_loss, main
-from methods.dmd import dmd_loss, fakes
 from sample import cosine_grid, front_end, rollout
 from teacher import infill
 
@@ -62,17 +61,14 @@ def own_steps(setup, flags, device, first):
         batch, made = {name: value.to(device) for name, value in batch.items()}, []
         for part in parts(batch, flags.accumulate):
             ends = rollout(start, part, cosine_grid(n), 0.0)[[0, -1]]             # (2, B, T, M)
-            made.append(dict(part, states=ends, grid=torch.tensor([0.0, 1.0], device=device), w=flags.cfg))
+            made.append(dict(part, states=ends, grid=torch.tensor([0.0, 1.0], device=device)))
         return made
     batches = batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed)
     return pooled(make, batches, flags.pool, flags.reuse, first)
 
 
-METHODS = {
-    "own_steps": Method(dsflow_loss, fixed=dict(a=1.0, weak_cfg=False), draws=DRAWS,
-                        source=own_steps, noise=0.0),
-    "own_dmd": Method(dmd_loss, draws=("time",), auxiliary=fakes, source=own_steps, noise=0.0),
-}
+METHODS = {"own_steps": Method(dsflow_loss, fixed=dict(a=1.0, weak_cfg=False), draws=DRAWS, source=own_steps,
+                               noise=0.0)}
 
 if __name__ == "__main__":
     cli(lambda: main(METHODS))

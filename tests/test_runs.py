@@ -423,10 +423,9 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
     (tmp_path / "new.txt").write_text("Good morning, you there. Hello again and again!\n")
     words = [*trained.flags, *trained.of, "--pool", 3, "--reuse", 2, "--count", 1, "--steps", 1, "--save_every", 3]
     both = [*words, "--init", trained.student, "--max_iters", 8]
-    for more in ([], ["--sentences", tmp_path / "new.txt"], ["--method", "own_dmd"]):
+    for more in ([], ["--sentences", tmp_path / "new.txt"]):
         whole, cut = tmp_path / f"whole{len(more)}", tmp_path / f"cut{len(more)}"
-        shutil.rmtree(cut, ignore_errors=True)
-        assert run(own_steps, *both, *more, "--out", whole, "--overwrite") == 0
+        assert run(own_steps, *both, *more, "--out", whole) == 0
         with monkeypatch.context() as patch:
             stop_after_update(5, patch)
             assert run(own_steps, *both, *more, "--out", cut) == 130
