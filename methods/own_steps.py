@@ -49,6 +49,8 @@ def own_steps(setup, flags, device, first):
     n = max(start.config.steps, default=1) if start else 1
     if n == 1 or flags.steps != [1]:
         raise BadInput("--init and --steps 1: expected a student of several steps, whose one step is trained")
+    if setup.bundle.duration is None:
+        raise BadInput(f"--teacher {flags.teacher}: has no durations to say other sentences with")
     sentences = (front.chunks(read_text(flags.sentences, "--sentences"), flag="--sentences")
                  if flags.sentences else [corpus.ids[i] for i in corpus.train])
 
