@@ -131,11 +131,12 @@ def speak(bundle, texts, voice=None, steps=1, w=0.0, seed=0, speed=1.0, grid=Non
     return mels
 
 
-def say(bundle, words, voice, vocoder, steps=None, w=None, seed=0, speed=1.0):
+def say(bundle, words, voice, vocoder, steps=None, w=None, seed=None, speed=1.0):
     """A whole text -> its audio (samples,), at most full scale, as the command below speaks it."""
     front = front_end(bundle)
     texts, (steps, w) = front.chunks(words, voice, speed), check_steps(bundle, steps, w)
-    mels = speak(bundle, texts, voice, steps, w, seed, speed, temperature=front.temperature)
+    temperature = front.temperature if seed is None else front.varied
+    mels = speak(bundle, texts, voice, steps, w, seed or 0, speed, temperature=temperature)
     audio = joined((vocoder(mel, bundle.settings) for mel in mels), int(front.fade * bundle.settings.rate))
     audio *= (voice or {}).get("gain", 1.0)
     return audio * full_scale(np.abs(audio).max())
@@ -185,6 +186,8 @@ def arguments():
     given = flags.prompt, flags.prompt_text
     if given != (None, None) and not all(words and words.strip() for words in given):
         raise BadInput("--prompt and --prompt_text go together: a recording and the words spoken in it")
+    if flags.seed is not None and flags.temperature == 0:
+        raise BadInput(f"--seed {flags.seed}: nothing is random at --temperature 0; leave one of them out")
     if flags.prompt and flags.out.resolve() == Path(flags.prompt).resolve():
         raise BadInput(f"--out {flags.out}: is the recording of --prompt; choose another name")
     return flags

@@ -680,6 +680,10 @@ def test_sample_draws_no_noise_unless_a_take_is_asked_for(trained, tmp_path):
         heard.append(out.read_bytes())
     still, zero, take, half, other, loud, same = heard
     assert still == zero and take == half and loud == same and len({still, take, other, loud}) == 4
+    b = checkpoint.load_checkpoint(trained.student)
+    voice = sample.front_end(b).pick_voice()
+    said = [sample.say(b, "hello there", voice, lambda mel, _: mel.numpy().ravel(), seed=seed) for seed in (None, 0, 1)]
+    assert not (said[0] == said[1]).all() and not (said[1] == said[2]).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -727,7 +731,7 @@ def test_training_numbers_out_of_range(tmp_path, capsys, module, flag, value):
     (["--prompt", "x.wav"], "go together"), (["--speed", 0], "--speed"),
     (["--prompt", "x.wav", "--prompt_text", "hello"], "no such file"), (["--no-such-flag", 1], "unrecognized"),
     (["--out", "/proc/nowhere/x.wav"], "cannot use"), (["--out", "x"], ".wav"), (["--out", "x.png"], ".wav"),
-    (["--seed", 10 ** 30], "--seed"), (["--vocoder", "nowhere"], "--vocoder"), (["--grid", "uniform"], "--grid")])
+    (["--seed", 10 ** 30], "--seed"), (["--seed", 3, "--temperature", 0], "--seed 3"), (["--vocoder", "nowhere"], "--vocoder"), (["--grid", "uniform"], "--grid")])
 def test_sample_bad_input(trained, tmp_path, capsys, flags, words):
     text = [] if "--text" in flags else ["--text", "hello"]
     out = [] if "--out" in flags else ["--out", tmp_path / "x.wav"]
