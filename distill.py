@@ -215,7 +215,7 @@ def arguments(methods=METHODS, words=None):
                        "whose least common multiple is at most 64")
     method = methods[flags.method]
     tokens = ("--token", "--no-tokens") if method.time != "step" else ()
-    texts = () if method.source else ("--sentences",)
+    texts = () if method.source else ("--sentences", "--goal")
     options = {"--a": "a", "--t_mf": "t_mf", "--no-weak_cfg": "weak_cfg"}
     others = (name for name, option in options.items() if option not in method.options)
     for name in (*tokens, *texts, *others):
@@ -309,7 +309,8 @@ def main(methods=METHODS):
     teacher, ema, corpus = setup.nets["teacher"], setup.nets["ema"], setup.corpus
     nets = dict(net=setup.student, ema=ema, auxiliary=setup.nets["auxiliary"])
     recipe = dict(vars(flags), model=asdict(setup.student.config), corpus=corpus.key,
-                  teacher=digest(flags.teacher), init=flags.init and digest(flags.init))
+                  teacher=digest(flags.teacher),
+                  init=flags.init and digest(flags.init), goal=flags.goal and digest(flags.goal))
     run = Run(flags, device, nets, setup.optimiser, recipe)
     fixed = held_out(corpus, flags.count, device)
     fixed["x0"] *= method.noise

@@ -46,6 +46,7 @@ def distill_flags(add, methods):
         help="checkpoint of teacher.py or f5.py (default %(default)s)")
     add("--init", help="start from this student of the same teacher instead of from the teacher's weights")
     add("--method", choices=methods, default=first, help=f"the loss (default {first})")
+    add("--goal", help="own_steps: the student whose several steps one call learns (default: --init)")
     add("--sentences", help="own_steps: a text, whose sentences the voices of --data say too (default: each "
         "other's)")
     add("--a", type=number(0, 1), help="dsflow: weight of the endpoint (default 0.7)")

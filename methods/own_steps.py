@@ -2,6 +2,7 @@
 
     python -m methods.own_steps --init checkpoints/student_dmd.pt --steps 1 --cfg 1 --lr 5e-4 --reuse 3 \
         --batch_frames 2400
+    python -m methods.own_steps --goal checkpoints/student_dmd.pt --init checkpoints/student_one.pt ...  # goes on
 
 After dmd.py a student's four calls sound like its teacher's twenty, and for one call they are a nearer goal:
 few, unguided, made by the same weights. [ours] Two things make it nearer still. Most items begin at x0 = 0,
@@ -17,6 +18,7 @@ from common.files import read_text
 from common.run import parts, pooled, seed_update
 from data import batch_indices, collate
 from distill import DRAWS, Method, dsflow_loss, main
+from networks.checkpoint import load_student
 from sample import cosine_grid, front_end, rollout
 from teacher import infill
 
@@ -44,11 +46,15 @@ def prompted(front, corpus, items, sentences, g):
 
 
 def own_steps(setup, flags, device, first):
-    """distill.trajectories() of --init's most steps: one interval, from weak noise to where they arrive."""
-    start, corpus, front = setup.nets["start"], setup.corpus, front_end(setup.bundle)
-    n = max(start.config.steps, default=1) if start else 1
+    """distill.trajectories(): one interval, from weak noise to where the most steps of --goal (or --init) lead.
+    """
+    goal, corpus, front = setup.nets["start"], setup.corpus, front_end(setup.bundle)
+    if flags.goal:
+        goal = load_student(flags.goal, "--goal", setup.bundle, "step", device).model
+    n = max(goal.config.steps, default=1) if goal else 1
     if n == 1 or flags.steps != [1]:
-        raise BadInput("--init and --steps 1: expected a student of several steps, whose one step is trained")
+        raise BadInput(f"{'--goal' if flags.goal else '--init'} and --steps 1: expected a student of several "
+                       "steps, whose one step is trained")
     if setup.bundle.duration is None:
         raise BadInput(f"--teacher {flags.teacher}: has no durations to say other sentences with")
     sentences = (front.chunks(read_text(flags.sentences, "--sentences"), flag="--sentences")
@@ -62,7 +68,8 @@ def own_steps(setup, flags, device, first):
         batch["x0"] = (weak * (drawn < 0.2))[:, None, None] * batch["x0"]         # 4 in 5 begin at 0
         batch, made = {name: value.to(device) for name, value in batch.items()}, []
         for part in parts(batch, flags.accumulate):
-            ends = rollout(start, part, cosine_grid(n), 0.0)[[0, -1]]             # (2, B, T, M)
+            with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
+                ends = rollout(goal, part, cosine_grid(n), 0.0)[[0, -1]]         # (2, B, T, M)
             made.append(dict(part, states=ends, grid=torch.tensor([0.0, 1.0], device=device)))
         return made
     batches = batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed)

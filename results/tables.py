@@ -15,11 +15,8 @@ FOUND = ("endpoint, adaLN, weak CFG", "dual, adaLN, weak CFG", "intmeanflow", "e
 
 
 def quality(n):
-    """The column of predicted quality at n steps of the methods: one step stands with their distances."""
-    title = f"Distill-MOS, {n} step{'s' * (n > 1)}"
-    if n == 1:
-        return title, "ablation.csv", "Distill-MOS@1", "{:.2f}"
-    return title, "ear.csv", MOS, "{:.2f}", f" @{n}"
+    """The column of predicted quality at n steps of the methods."""
+    return f"Distill-MOS, {n} step{'s' * (n > 1)}", "ear.csv", MOS, "{:.2f}", f" @{n}"
 
 
 def distances(file):

@@ -433,20 +433,24 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
         nets = [torch.load(folder / "last.pt", weights_only=True)["net"] for folder in (whole, cut)]
         assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
         assert checkpoint.load_checkpoint(whole / "student.pt").contract["steps"] == [1]
+    further = [*words, "--init", whole / "student.pt", "--max_iters", 1]
+    assert run(own_steps, *further, "--goal", trained.student, "--out", tmp_path / "further") == 0
     assert run(sample, "--ckpt", whole / "student.pt", "--text", "hello there", "--out", tmp_path / "x.wav") == 0
     capsys.readouterr()
     for wrong, said in ((words, "--init"), ([*both, "--steps", 1, 2], "--steps"),
-                        ([*both, "--init", whole / "student.pt"], "--init"),
+                        (further, "--init"), ([*further, "--goal", whole / "student.pt"], "--goal"),
                         ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
         assert run(own_steps, *wrong, "--out", tmp_path / "wrong") == 2 and said in one_line(capsys)
     assert not (tmp_path / "wrong" / "student.pt").exists()
 
 
-def test_own_steps_ends_are_four_calls_from_little_noise(trained):
+@pytest.mark.parametrize("goal", ["--init", "--goal"])
+def test_own_steps_ends_are_four_calls_from_little_noise(trained, goal):
     """What an update gets: the frames to generate, mostly no noise, and where the student's own four steps lead."""
     flags = distill.arguments(own_steps.METHODS, [str(word) for word in (
-        *trained.flags, *trained.of, "--steps", 1, "--init", trained.student, "--pool", 40, "--reuse", 1)])
+        *trained.flags, *trained.of, "--steps", 1, goal, trained.student, "--pool", 40, "--reuse", 1)])
     setup = distill.build(flags, own_steps.METHODS["own_steps"], torch.device("cpu"))
+    goal_net = checkpoint.load_checkpoint(trained.student).model
     found = [part for (part,) in itertools.islice(own_steps.own_steps(setup, flags, torch.device("cpu"), 0), 40)]
     still = torch.cat([(part["x0"] == 0).all(-1).all(-1) for part in found])
     assert 0.6 < still.float().mean() < 0.95
@@ -454,7 +458,7 @@ def test_own_steps_ends_are_four_calls_from_little_noise(trained):
         known, todo = part["known"], part["todo"]
         assert torch.equal(known | todo, part["mask"]) and not (known & todo).any() and todo.any(1).all()
         assert (part["ref"][~known] == 0).all() and part["align"].shape == known.shape
-        ends = sample.rollout(setup.nets["start"], part, sample.cosine_grid(4), 0.0)
+        ends = sample.rollout(goal_net, part, sample.cosine_grid(4), 0.0)
         assert torch.equal(part["states"], torch.stack([part["x0"], ends[-1]])) and part["grid"].tolist() == [0, 1]
     texts = {tuple(line[line > 0].tolist()) for part in found for line in part["text"]}
     alone = {tuple(setup.corpus.ids[i].tolist()) for i in setup.corpus.train}
@@ -651,8 +655,8 @@ def test_ten_lines_load_a_checkpoint_and_speak(trained, tmp_path, monkeypatch):
     ("intmeanflow", "--no-tokens"), ("velocity", "--a 1"), ("velocity", "--t_mf mid"),
     ("progressive", "--a 0.5"), ("progressive", "--t_mf mid"), ("progressive", "--no-weak_cfg"),
     ("consistency", "--a 0.5"), ("consistency", "--t_mf mid"), ("consistency", "--no-weak_cfg"),
-    ("consistency", "--no-tokens"), ("meanflow", "--a 0.5"), ("dsflow", "--sentences x"), ("meanflow", "--t_mf mid"),
-    ("meanflow", "--no-weak_cfg"), ("meanflow", "--no-tokens"), ("meanflow", "--token prepend")])
+    ("consistency", "--no-tokens"), ("meanflow", "--a 0.5"), ("dsflow", "--sentences x"), ("endpoint", "--goal x"),
+    ("meanflow", "--t_mf mid"), ("meanflow", "--no-weak_cfg"), ("meanflow", "--no-tokens"), ("meanflow", "--token prepend")])
 def test_a_flag_that_a_method_does_not_take_is_refused(tmp_path, capsys, method, flag):
     words = ["--method", method, "--out", tmp_path / "new", "--teacher", "nowhere.pt", *flag.split()]
     assert run(HOME[method], *words) == 2
