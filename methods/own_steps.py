@@ -2,13 +2,14 @@
 
     python -m methods.own_steps --init checkpoints/student_dmd.pt --steps 1 --cfg 1 --lr 5e-4 --reuse 3 \
         --batch_frames 2400
-    python -m methods.own_steps --goal checkpoints/student_dmd.pt --init checkpoints/student_one.pt ...  # goes on
+    python -m methods.own_steps --goal checkpoints/student_dmd.pt --init checkpoints/student_one.pt ...
 
 After dmd.py a student's four calls sound like its teacher's twenty, and for one call they are a nearer goal:
 few, unguided, made by the same weights. [ours] Two things make it nearer still. Most items begin at x0 = 0,
 the mean of all noise, where sample.py begins: what cannot be told from noise need not be guessed. And an
 update mostly sees what none saw before: such a trajectory costs four calls, and three in five batches say
-other sentences than the recordings do. Clock and shapes: see model.py.
+other sentences than the recordings do. The second command goes on with a student that has one step. Clock
+and shapes: see model.py.
 """
 from common.cli import BadInput, cli
 
@@ -46,7 +47,8 @@ def prompted(front, corpus, items, sentences, g):
 
 
 def own_steps(setup, flags, device, first):
-    """distill.trajectories(): one interval, from weak noise to where the most steps of --goal (or --init) lead.
+    """distill.trajectories() of one interval: from weak noise to where --goal, or --init, leads in its most
+    steps.
     """
     goal, corpus, front = setup.nets["start"], setup.corpus, front_end(setup.bundle)
     if flags.goal:
