@@ -71,7 +71,7 @@ def own_steps(setup, flags, device, first):
         batch, made = {name: value.to(device) for name, value in batch.items()}, []
         for part in parts(batch, flags.accumulate):
             with torch.autocast(device.type, torch.bfloat16, enabled=flags.bf16):
-                ends = rollout(goal, part, cosine_grid(n), 0.0)[[0, -1]]         # (2, B, T, M)
+                ends = rollout(goal, part, cosine_grid(n), 0.0)[[0, -1]]          # (2, B, T, M)
             made.append(dict(part, states=ends, grid=torch.tensor([0.0, 1.0], device=device)))
         return made
     batches = batch_indices(corpus.frames[corpus.train], flags.batch_frames, flags.seed)
