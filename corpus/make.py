@@ -1,17 +1,22 @@
-"""Speak the sentences of this folder and of ../eval by Kokoro-82M, on the CPU.
+"""Speak the sentences of this folder and of ../eval by Kokoro-82M, on the CPU; or those of another file.
 
     pip install "kokoro-onnx>=0.6" soundfile soxr tqdm
     python corpus/make.py --model kokoro-v1.0.int8.onnx --voices voices-v1.0.bin
+    python corpus/make.py --more FILE --hours 6 --out DIR
 
 Both files come from kokoro-onnx's release page (github.com/thewh1teagle/kokoro-onnx, model-files-v1.0); model
 and voices are Apache-2.0. corpus: each line is spoken by one voice, the one that is furthest behind its
 minutes. eval/main: both main voices speak every line of eval/sentences.txt; eval/unseen: each of four other
 voices speaks every fifth; eval/prompts: one line of eval/prompts.txt each, as voice prompt. Writes
 VOICE/wavs/ID.opus (16 kHz mono) and VOICE/metadata.csv; what exists is not spoken again.
+
+--more: FILE has lines number|voice|text below a first line that says so; they are spoken in their order, up to
+about so many hours, at 32 kbit/s. DIR may be a copy of this folder: what is in it stays.
 """
 import argparse
 import multiprocessing
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +57,20 @@ def plan():
             for folder, voice, name, line in corpus + heard]
 
 
+def plan_more(file, hours, out):
+    """As plan(), of FILE's lines, until their letters make so many hours at the pace of most voices."""
+    tasks, letters = [], 0
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        number, voice, text = [*line.split("|", 2), "", ""][:3]
+        if not (number.isalnum() and voice and text):
+            raise ValueError(f"--more {file}: a line is {line[:60]!r}; expected number|voice|text")
+        letters += len(text)
+        if letters / 18.5 > hours * 3600:
+            break
+        tasks.append((out / voice / "wavs" / f"{voice}_{number}.opus", voice, text))
+    return tasks
+
+
 def load(model, voices):
     """In each worker: the synthesiser, on one thread."""
     global kokoro
@@ -63,8 +82,8 @@ def load(model, voices):
     kokoro = Kokoro.from_session(session, voices)
 
 
-def speak(task):
-    """One recording: silence at both ends cut to .15 s, 16 kHz, Ogg Opus at about 20 kbit/s."""
+def speak(task, compression):
+    """One recording: silence at both ends cut to .15 s, 16 kHz, Ogg Opus."""
     path, voice, text = task
     path.parent.mkdir(parents=True, exist_ok=True)
     text = re.sub(r"\b(Mr|Mrs|Dr)\.", r"\1", text)         # espeak makes a pause of the full stop
@@ -75,7 +94,7 @@ def speak(task):
     wav = np.pad(wav, 15 * hop)[loud[0] * hop:(loud[-1] + 31) * hop]
     wav = soxr.resample(wav, rate, 16000)
     part = path.with_suffix(".part")
-    with soundfile.SoundFile(part, "w", 16000, 1, "OPUS", format="OGG", compression_level=0.95) as file:
+    with soundfile.SoundFile(part, "w", 16000, 1, "OPUS", format="OGG", compression_level=compression) as file:
         file.write(wav * min(1, 0.95 / np.abs(wav).max()))
     part.rename(path)
 
@@ -84,6 +103,8 @@ def weed(tasks):
     """Remove recordings whose length is far from what their voice needs for so many letters: garbled ones."""
     for voice in sorted({voice for _, voice, _ in tasks}):
         paths, letters = zip(*[(path, len(text)) for path, v, text in tasks if v == voice])
+        if len(paths) < 10:
+            continue                                       # too few to tell the voice's pace
         seconds = [soundfile.info(path).duration for path in paths]
         for path, found, due in zip(paths, seconds, np.polyval(np.polyfit(letters, seconds, 1), letters)):
             if not 0.6 * due - 0.3 < found < 1.65 * due + 0.3:
@@ -92,13 +113,17 @@ def weed(tasks):
 
 
 def write_metadata(tasks):
-    """What is there, in each voice's metadata.csv (LJSpeech: id|text|text)."""
+    """What is there, in each voice's metadata.csv (LJSpeech: id|text|text); others' rows stay."""
     rows = {}
     for path, _, text in tasks:
-        if path.exists():
-            rows.setdefault(path.parent.parent, []).append(f"{path.stem}|{text}|{text}\n")
+        rows.setdefault(path.parent.parent, {})[path.stem] = f"{path.stem}|{text}|{text}\n"
     for folder, lines in rows.items():
-        (folder / "metadata.csv").write_text("".join(sorted(lines)), encoding="utf-8")
+        table = folder / "metadata.csv"
+        before = table.read_text(encoding="utf-8").splitlines(keepends=True) if table.exists() else []
+        lines = {line.split("|", 1)[0]: line for line in before} | lines
+        there = [line for name, line in sorted(lines.items()) if (folder / "wavs" / f"{name}.opus").exists()]
+        if there:
+            table.write_text("".join(there), encoding="utf-8")
 
 
 def main():
@@ -106,11 +131,26 @@ def main():
     parser.add_argument("--model", default="kokoro-v1.0.int8.onnx")
     parser.add_argument("--voices", default="voices-v1.0.bin")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--more", type=Path, metavar="FILE", help="speak this file's lines, number|voice|text")
+    parser.add_argument("--hours", type=float, help="with --more: about so much of it (default 6)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="with --more: where to")
     args = parser.parse_args()
-    tasks = plan()
+    if (args.more is None) != (args.out is None) or args.hours and not args.more:
+        parser.error("--more, --out and --hours: expected together: a file of sentences, where to, how much")
+    for flag, file in (("--more", args.more), ("--model", args.model), ("--voices", args.voices)):
+        if file is not None and not Path(file).is_file():
+            parser.error(f"{flag} {file}: no such file; see above where it comes from")
+    try:
+        tasks = plan_more(args.more, args.hours or 6.0, args.out) if args.more else plan()
+    except ValueError as problem:
+        parser.error(str(problem))
+    unknown = {voice for _, voice, _ in tasks} - set(np.load(args.voices).files)
+    if unknown:
+        parser.error(f"--more {args.more}: not among the voices of {args.voices}: {', '.join(sorted(unknown))}")
+    speaker = partial(speak, compression=0.91 if args.more else 0.95)                 # 32 or 20 kbit/s
     missing = [task for task in tasks if not task[0].exists()]
     with multiprocessing.get_context("spawn").Pool(args.workers, load, (args.model, args.voices)) as pool:
-        spoken = pool.imap(speak, missing)
+        spoken = pool.imap(speaker, missing)
         for number, _ in enumerate(tqdm(spoken, initial=len(tasks) - len(missing), total=len(tasks)), 1):
             if number % 50 == 0:
                 write_metadata(tasks)
