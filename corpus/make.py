@@ -10,7 +10,7 @@ minutes. eval/main: both main voices speak every line of eval/sentences.txt; eva
 voices speaks every fifth; eval/prompts: one line of eval/prompts.txt each, as voice prompt. Writes
 VOICE/wavs/ID.opus (16 kHz mono) and VOICE/metadata.csv; what exists is not spoken again.
 
---more: FILE has lines number|voice|text below a first line that says so; they are spoken in their order, up to
+--more: FILE has a first line "number|voice|text" and such lines below; they are spoken in their order, up to
 about so many hours, at 32 kbit/s. DIR may be a copy of this folder: what is in it stays.
 """
 import argparse
@@ -60,7 +60,10 @@ def plan():
 def plan_more(file, hours, out):
     """As plan(), of FILE's lines, until their letters make so many hours at the pace of most voices."""
     tasks, letters = [], 0
-    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+    title, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    if title != "number|voice|text":
+        raise ValueError(f"--more {file}: begins {title[:60]!r}; expected a first line number|voice|text")
+    for line in lines:
         number, voice, text = [*line.split("|", 2), "", ""][:3]
         if not (number.isalnum() and voice and text):
             raise ValueError(f"--more {file}: a line is {line[:60]!r}; expected number|voice|text")
