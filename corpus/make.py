@@ -59,19 +59,23 @@ def plan():
 
 def plan_more(file, hours, out):
     """As plan(), of FILE's lines, until their letters make so many hours at the pace of most voices."""
-    tasks, letters = [], 0
-    title, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    tasks, letters = {}, 0
+    try:
+        title, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    except UnicodeDecodeError:
+        raise ValueError(f"--more {file}: not UTF-8") from None
     if title != "number|voice|text":
         raise ValueError(f"--more {file}: begins {title[:60]!r}; expected a first line number|voice|text")
     for line in lines:
-        number, voice, text = [*line.split("|", 2), "", ""][:3]
-        if not (number.isalnum() and voice and text):
-            raise ValueError(f"--more {file}: a line is {line[:60]!r}; expected number|voice|text")
+        number, voice, text = (line.split("|") if line.count("|") == 2 else ("", "", ""))
+        path = out / voice / "wavs" / f"{voice}_{number}.opus"
+        if not (number.isalnum() and voice and text) or path in tasks:
+            raise ValueError(f"--more {file}: {line[:60]!r}: expected number|voice|text, each pair once")
         letters += len(text)
         if letters / 18.5 > hours * 3600:
             break
-        tasks.append((out / voice / "wavs" / f"{voice}_{number}.opus", voice, text))
-    return tasks
+        tasks[path] = (path, voice, text)
+    return list(tasks.values())
 
 
 def load(model, voices):
@@ -97,8 +101,8 @@ def speak(task, compression):
     wav = np.pad(wav, 15 * hop)[loud[0] * hop:(loud[-1] + 31) * hop]
     wav = soxr.resample(wav, rate, 16000)
     part = path.with_suffix(".part")
-    with soundfile.SoundFile(part, "w", 16000, 1, "OPUS", format="OGG", compression_level=compression) as file:
-        file.write(wav * min(1, 0.95 / np.abs(wav).max()))
+    with soundfile.SoundFile(part, "w", 16000, 1, "OPUS", format="OGG", compression_level=compression) as f:
+        f.write(wav * min(1, 0.95 / np.abs(wav).max()))
     part.rename(path)
 
 
@@ -126,7 +130,8 @@ def write_metadata(tasks):
         lines = {line.split("|", 1)[0]: line for line in before} | lines
         there = [line for name, line in sorted(lines.items()) if (folder / "wavs" / f"{name}.opus").exists()]
         if there:
-            table.write_text("".join(there), encoding="utf-8")
+            table.with_suffix(".part").write_text("".join(there), encoding="utf-8")
+            table.with_suffix(".part").rename(table)
 
 
 def main():
@@ -134,23 +139,26 @@ def main():
     parser.add_argument("--model", default="kokoro-v1.0.int8.onnx")
     parser.add_argument("--voices", default="voices-v1.0.bin")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--more", type=Path, metavar="FILE", help="speak this file's lines, number|voice|text")
+    parser.add_argument("--more", type=Path, metavar="FILE", help="speak its lines, number|voice|text")
     parser.add_argument("--hours", type=float, help="with --more: about so much of it (default 6)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --more: where to")
     args = parser.parse_args()
-    if (args.more is None) != (args.out is None) or args.hours and not args.more:
+    if (args.more is None) != (args.out is None) or args.more is None and args.hours is not None:
         parser.error("--more, --out and --hours: expected together: a file of sentences, where to, how much")
+    hours = 6.0 if args.hours is None else args.hours
+    if not 0 < hours < 1000:
+        parser.error(f"--hours {hours:g}: expected hours of speech, like 6")
     for flag, file in (("--more", args.more), ("--model", args.model), ("--voices", args.voices)):
         if file is not None and not Path(file).is_file():
             parser.error(f"{flag} {file}: no such file; see above where it comes from")
     try:
-        tasks = plan_more(args.more, args.hours or 6.0, args.out) if args.more else plan()
+        tasks = plan_more(args.more, hours, args.out) if args.more else plan()
     except ValueError as problem:
         parser.error(str(problem))
     unknown = {voice for _, voice, _ in tasks} - set(np.load(args.voices).files)
     if unknown:
-        parser.error(f"--more {args.more}: not among the voices of {args.voices}: {', '.join(sorted(unknown))}")
-    speaker = partial(speak, compression=0.91 if args.more else 0.95)                 # 32 or 20 kbit/s
+        parser.error(f"--more {args.more}: {args.voices} has no voice {', '.join(sorted(unknown))}")
+    speaker = partial(speak, compression=0.91 if args.more else 0.95)             # about 32 or 20 kbit/s
     missing = [task for task in tasks if not task[0].exists()]
     with multiprocessing.get_context("spawn").Pool(args.workers, load, (args.model, args.voices)) as pool:
         spoken = pool.imap(speaker, missing)
