@@ -51,9 +51,11 @@ def own_steps(setup, flags, device, first):
     steps.
     """
     goal, corpus, front = setup.nets["start"], setup.corpus, front_end(setup.bundle)
-    if flags.goal:
-        goal = load_student(flags.goal, "--goal", setup.bundle, "step", device).model
     n = max(goal.config.steps, default=1) if goal else 1
+    if flags.goal:
+        found = load_student(flags.goal, "--goal", setup.bundle, None, device)
+        goal, n = found.model, max(found.contract["steps"], default=4)            # 4 of any number
+        n = n if found.contract["kind"] == "student" else 1
     if n == 1 or flags.steps != [1]:
         raise BadInput(f"{'--goal' if flags.goal else '--init'} and --steps 1: expected a student of several "
                        "steps, whose one step is trained")

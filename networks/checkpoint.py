@@ -216,7 +216,7 @@ def load_teacher(path, flag, device="cpu"):
 
 def load_student(path, flag, teacher, time, device="cpu"):
     """load_checkpoint(), frozen, which names the first thing in which it is no student of teacher, a Bundle,
-    or is not conditioned on `time`.
+    or is not conditioned on `time` (None: on whatever it is).
     """
     def made_for(b, network, time):
         sizes = asdict(b.model.config) | dict(time=time, steps=())                # steps are free to differ
@@ -225,7 +225,7 @@ def load_student(path, flag, teacher, time, device="cpu"):
     network, like, switch = type(b.model), type(teacher.model), b.model.config.time
     if switch == "step" and network is FRAMED.get(like):                          # of --token prepend
         network = like
-    found, want = made_for(b, network, switch), made_for(teacher, like, time)
+    found, want = made_for(b, network, switch), made_for(teacher, like, time or switch)
     for name, value in want.items():
         if found.get(name) != value:
             raise BadInput(f"{flag} {path}: its {name} is {found.get(name)!r:.80}; expected {value!r:.80}, "

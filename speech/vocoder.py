@@ -9,11 +9,12 @@ and the sound, judged by discriminators.py: magnitudes then allow for what the p
 of methods/pairs.py half of what it hears are mels that the networks made, as it will when it speaks. Of all
 that was tried for the sound this gained most (results/sound.md).
 
-Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network.
+Shapes: B batch, T frames, M mel bands, F = n_fft / 2 + 1 frequencies, W width of the network, and
+U = 2 T - 1 frames half a hop apart, from which phases are found better.
 """
 import copy
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,22 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm(self.near(x.mT).mT))))
 
 
+def half_hop(settings):
+    """Settings of the frames that the vocoder writes, two a hop."""
+    return replace(settings, hop=settings.hop // 2)
+
+
+def halfway(mel):
+    """Mel (B, T, M) -> what lies half a hop after each of its frames, by a cubic through the four around."""
+    around = nn.functional.pad(mel.mT, (1, 2), "replicate").unfold(2, 4, 1)       # (B, M, T, 4)
+    return (around @ mel.new_tensor([-1, 9, 9, -1]) / 16).mT
+
+
 class Vocoder(nn.Module):
-    """Log of the pseudo-inverse plus a correction from frames around; 1.9M parameters. Centred mels only."""
+    """Log of the pseudo-inverse plus a correction from frames around; 1.9M parameters. Centred mels only.
+
+    It reads frames a hop apart, first those of the mel, then those halfway between.
+    """
 
     def __init__(self, settings, width=256, blocks=6):
         super().__init__()
@@ -55,13 +70,15 @@ class Vocoder(nn.Module):
         self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, settings.n_fft // 2 + 1))
 
     def forward(self, mel):
-        """Normalised log mel (B, T, M) -> natural log magnitudes (B, T, F)."""
-        correction = self.write(self.blocks(self.read(mel.mT).mT))
-        return blurred(mel, self.settings).clamp(min=FLOOR).log() + correction
+        """Normalised log mel (B, T, M) -> natural log magnitudes (B, U, F)."""
+        both = torch.cat([mel, halfway(mel)])                                     # (2 B, T, M)
+        log = blurred(both, self.settings).clamp(min=FLOOR).log()                 # (2 B, T, F)
+        log = log + self.write(self.blocks(self.read(both.mT).mT))
+        return torch.stack(log.chunk(2), 2).flatten(1, 2)[:, :-1]
 
-    def sound(self, log, n_iter=2):
-        """Log magnitudes (B, T, F), as forward() gives them -> audio (B, (T - 1) * hop)."""
-        return fast_griffin_lim(log.clamp(-9.0, 6.0).exp(), self.settings, n_iter)
+    def sound(self, log):
+        """Log magnitudes (B, U, F), as forward() gives them -> audio (B, (T - 1) * hop)."""
+        return fast_griffin_lim(log.clamp(-9.0, 6.0).exp(), half_hop(self.settings))
 
     @torch.no_grad()
     def speak(self, mel, settings=None):
@@ -133,15 +150,15 @@ def read_sound(folders, settings, length):
 
 
 def excerpts(sound, starts, length, settings):
-    """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, T, F), audio (B, N).
+    """Excerpts of so many samples from `starts` on -> log mels (B, T, M), magnitudes (B, U, F), audio (B, N).
     """
     wavs = torch.stack([sound[i:i + length] for i in starts]) / 32767             # (B, N)
     return torch.stack([mel_spectrogram(wav, settings) for wav in wavs]), magnitudes(wavs, settings), wavs
 
 
 def magnitudes(wavs, settings):
-    """Audio (B, N) -> magnitudes (B, T, F), frame by frame those of the mel."""
-    return torch.stft(wavs, settings.n_fft, settings.hop, window=torch.hann_window(settings.n_fft),
+    """Audio (B, N) -> magnitudes (B, U, F), every other frame that of the mel."""
+    return torch.stft(wavs, settings.n_fft, settings.hop // 2, window=torch.hann_window(settings.n_fft),
                       pad_mode="reflect", return_complex=True).abs().mT
 
 
@@ -168,7 +185,7 @@ def with_pairs(batch, pairs, settings, g):
 
 
 def losses(log, magnitude):
-    """Log magnitudes, true magnitudes (B, T, F) -> L1 of the log, and L1 of magnitudes over their mean."""
+    """Log magnitudes, true magnitudes (B, U, F) -> L1 of the log, and L1 of magnitudes over their mean."""
     return ((log - magnitude.clamp(min=FLOOR).log()).abs().mean(),
             (log.exp() - magnitude).abs().mean() / magnitude.mean())
 
@@ -176,7 +193,7 @@ def losses(log, magnitude):
 def adversarial_losses(critics, log, wavs, net, optimiser, rate, step):
     """The terms of adversarial training, after an update of the critics -> {name: ()} and theirs, ().
 
-    log (B, T, F): the network's log magnitudes; wavs (B, N): the recordings'. Judges learn first, from the
+    log (B, U, F): the network's log magnitudes; wavs (B, N): the recordings'. Judges learn first, from the
     copies that the network makes now.
     """
     copies = net.sound(log)                                                       # (B, N)

@@ -75,7 +75,7 @@ def magnitudes(wav):
 
 def test_shapes_and_determinism():
     net = tiny()
-    assert net(torch.randn(2, 7, 80)).shape == (2, 7, 513)
+    assert net(torch.randn(2, 7, 80)).shape == (2, 13, 513)
     for T in (2, 3, 5, 60):
         mel = torch.randn(T, 80)
         wav = net.speak(mel)
@@ -84,6 +84,17 @@ def test_shapes_and_determinism():
     assert len(net.speak(torch.randn(1, 80))) == 0
     assert np.isfinite(net.speak(1e4 * torch.randn(9, 80))).all()
     assert sum(p.numel() for p in vocoder.Vocoder(MELS).parameters()) < 2e6
+
+
+def test_frames_between_are_between():
+    """A straight line stays one; every other frame written is what the network makes of the mel's own."""
+    line = torch.arange(9.0)[None, :, None] * torch.randn(80)                     # (1, 9, 80)
+    assert torch.allclose(vocoder.halfway(line)[:, 1:-2], (line[:, 1:-2] + line[:, 2:-1]) / 2, atol=1e-5)
+    net, mel = tiny(), torch.randn(2, 9, 80)
+    own = net.write(net.blocks(net.read(mel.mT).mT)) + phases.blurred(mel, MELS).clamp(min=phases.FLOOR).log()
+    assert torch.allclose(net(mel)[:, ::2], own, atol=1e-5)
+    wav = torch.as_tensor(voiced(1))[None, :12288]
+    assert torch.allclose(vocoder.magnitudes(wav, MELS)[0, ::2], magnitudes(wav[0]), atol=1e-3)
 
 
 def test_phases_find_the_sound_of_true_magnitudes():
