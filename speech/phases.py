@@ -48,7 +48,7 @@ def first_phases(magnitude, settings):
     N, H, log = settings.n_fft, settings.hop, (magnitude + FLOOR).log()
     bins, around = torch.arange(log.shape[2], device=log.device), fn.pad(log, (1, 1), value=-math.inf)
     left, right = around[..., :-2], around[..., 2:]
-    peak = bins + (right > left.maximum(log)).long() - (left > right.maximum(log)).long()    # climb by one bin,
+    peak = bins + (right > left.maximum(log)).long() - (left > right.maximum(log)).long()  # climb by 1,
     for _ in range(3):
         peak = peak.gather(2, peak)                                               # then by 2, 4 and 8
     wide = 0.24 * N / H                                                           # Hann as a Gaussian

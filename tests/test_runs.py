@@ -439,18 +439,23 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
     capsys.readouterr()
     for wrong, said in ((words, "--init"), ([*both, "--steps", 1, 2], "--steps"),
                         (further, "--init"), ([*further, "--goal", whole / "student.pt"], "--goal"),
+                        ([*further, "--goal", trained.teacher], "--goal"),
                         ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
         assert run(own_steps, *wrong, "--out", tmp_path / "wrong") == 2 and said in one_line(capsys)
     assert not (tmp_path / "wrong" / "student.pt").exists()
 
 
-@pytest.mark.parametrize("goal", ["--init", "--goal"])
-def test_own_steps_ends_are_four_calls_from_little_noise(trained, goal):
-    """What an update gets: the frames to generate, mostly no noise, and where the student's own four steps lead."""
+@pytest.mark.parametrize("goal", ["--init", "--goal", "--goal of any count"])
+def test_own_steps_ends_are_four_calls_from_little_noise(trained, goal, tmp_path, bare):
+    """What an update gets: the frames to generate, mostly no noise, and where the goal's four steps lead."""
+    student = trained.student
+    if goal == "--goal of any count":
+        assert run(intmeanflow, *trained.flags, *trained.of, "--out", tmp_path, "--max_iters", 1, "--pool", 1) == 0
+        student = tmp_path / "student.pt"
     flags = distill.arguments(own_steps.METHODS, [str(word) for word in (
-        *trained.flags, *trained.of, "--steps", 1, goal, trained.student, "--pool", 40, "--reuse", 1)])
+        *trained.flags, *trained.of, "--steps", 1, goal.split()[0], student, "--pool", 40, "--reuse", 1)])
     setup = distill.build(flags, own_steps.METHODS["own_steps"], torch.device("cpu"))
-    goal_net = checkpoint.load_checkpoint(trained.student).model
+    goal_net = checkpoint.load_checkpoint(student).model
     found = [part for (part,) in itertools.islice(own_steps.own_steps(setup, flags, torch.device("cpu"), 0), 40)]
     still = torch.cat([(part["x0"] == 0).all(-1).all(-1) for part in found])
     assert 0.6 < still.float().mean() < 0.95
