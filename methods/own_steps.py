@@ -1,15 +1,14 @@
-"""One call that arrives where the student's own four do, from no noise, on distill.py's loop.
+"""One call that arrives where a student's four do, from no noise, on distill.py's loop.
 
-    python -m methods.own_steps --init checkpoints/student_dmd.pt --steps 1 --cfg 1 --lr 5e-4 --reuse 3 \
-        --batch_frames 2400
-    python -m methods.own_steps --goal checkpoints/student_dmd.pt --init checkpoints/student_one.pt ...
+    python -m methods.intmeanflow --cfg 1 --max_iters 2600 --pool 217 --out out/mean
+    python -m methods.own_steps --goal out/mean/student.pt --init checkpoints/student_one.pt --steps 1 \
+        --cfg 1 --lr 4e-4 --ema 0.995 --reuse 3 --pool 100 --batch_frames 2400
 
-After dmd.py a student's four calls sound like its teacher's twenty, and for one call they are a nearer goal:
-few, unguided, made by the same weights. [ours] Two things make it nearer still. Most items begin at x0 = 0,
-the mean of all noise, where sample.py begins: what cannot be told from noise need not be guessed. And an
-update mostly sees what none saw before: such a trajectory costs four calls, and three in five batches say
-other sentences than the recordings do. The second command goes on with a student that has one step. Clock
-and shapes: see model.py.
+IntMeanFlow's four calls sound a little better than its teacher's twenty, and for one call they are a nearer
+goal: few and unguided. Without --goal it is the several steps of --init itself. [ours] Two things make it
+nearer still. Most items begin at x0 = 0, the mean of all noise, where sample.py begins: what cannot be told
+from noise need not be guessed. And an update mostly sees what none saw before: such a trajectory costs four
+calls, and three in five batches say other sentences than the recordings do. Clock and shapes: see model.py.
 """
 from common.cli import BadInput, cli
 

@@ -59,7 +59,7 @@ def arguments():
     add("--data", default="corpus", help="folder of recordings (default corpus)")
     add("--cache", default="cache", help="where mels and alignments are kept (default cache)")
     add("--teacher", default="checkpoints/teacher.pt", help="finds the noise (default %(default)s)")
-    add("--students", nargs="+", default=["checkpoints/student_dmd.pt", "checkpoints/student.pt"],
+    add("--students", nargs="+", default=["checkpoints/student_mean.pt", "checkpoints/student.pt"],
         help="students of it that take one step, in turn (default: the shipped ones)")
     add("--count", type=count(), default=300, help="recordings (default %(default)s)")
     add("--seed", type=count(0), default=0, help="which recordings (default 0)")
