@@ -86,7 +86,7 @@ def test_what_readme_says_of_sound_is_measured():
         assert words_of_it in page, words_of_it
     speed = {row["system"]: float(row["RTF p50"]) for row in read_csv(ROOT / "results/speed.csv")}
     faster = int(re.search(r"(\d+) times faster than real time", page)[1])
-    assert 0.9 < faster * speed["student@1"] < 1.1 and 9 < speed["teacher@10"] / speed["student@1"] < 11
+    assert 0.9 < faster * speed["student@1"] < 1.1 and 7 < speed["teacher@10"] / speed["student@1"] < 9
 
 
 def test_pilots_are_figures():
