@@ -78,8 +78,8 @@ def test_what_readme_says_of_sound_is_measured():
     quality = {row["system"].split(",")[0]: float(row["Distill-MOS"])
                for row in read_csv(ROOT / "results/natural.csv")}
     said = [f"{quality['teacher@10'] - quality[one]:.2f} less"
-            for one in ("student@1", "student_dmd@1", "student_one@1")]
-    said = [said[0] + " of predicted quality", said[1], said[2],
+            for one in ("student@1", "student_one@1")]
+    said = [said[0] + " of predicted quality", said[1],
             f"predicted quality of {quality['recording']:.2f}, our copies of them {quality['copy synthesis']:.2f}, "
             f"the teacher {quality['teacher@10']:.2f}, one call {quality['student_one@1']:.2f}."]
     for words_of_it in said:
