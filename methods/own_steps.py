@@ -4,7 +4,7 @@
     python -m methods.own_steps --goal out/mean/student.pt --init checkpoints/student_one.pt --steps 1 \
         --cfg 1 --lr 4e-4 --ema 0.995 --reuse 3 --pool 100 --batch_frames 2400
 
-IntMeanFlow's four calls sound a little better than its teacher's twenty, and for one call they are a nearer
+IntMeanFlow's four calls sound as good as its teacher's twenty, and for one call they are a nearer
 goal: few and unguided. Without --goal it is the several steps of --init itself. [ours] Two things make it
 nearer still. Most items begin at x0 = 0, the mean of all noise, where sample.py begins: what cannot be told
 from noise need not be guessed. And an update mostly sees what none saw before: such a trajectory costs four
