@@ -3,6 +3,6 @@
 intmeanflow.py  average velocities between any two times, and O3S, the search for step times
 baselines.py    velocity, progressive, consistency, meanflow
 dmd.py          distribution matching
-own_steps.py    one call that arrives where the student's own four do: what sample.py speaks with
+own_steps.py    one call that arrives where a student's four do: what sample.py speaks with
 pairs.py        what the networks make of recordings, for the vocoder to train on
 """

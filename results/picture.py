@@ -13,7 +13,8 @@ judged["Kokoro-82M"] = judged["recording"]      # it spoke the recordings
 plt = pyplot()
 fig, ax = plt.subplots(figsize=(8, 3), constrained_layout=True)
 for k, row in enumerate(read_csv(HERE / "speed.csv")):
-    for name, file, colour in (("mean", "intmeanflow.py", "tab:orange"), ("one", "own_steps.py", "tab:green")):
+    for name, file, colour in (("mean", "intmeanflow.py", "tab:orange"),
+                               ("one", "own_steps.py", "tab:green")):
         further = row["system"].replace("student", f"student_{name}")             # as fast
         if further != row["system"] and further in judged:
             ax.plot(float(row["RTF p50"]), float(judged[further]["Distill-MOS"]), "o", color=colour,
