@@ -55,9 +55,11 @@ def own_steps(setup, flags, device, first):
         found = load_student(flags.goal, "--goal", setup.bundle, None, device)
         goal, n = found.model, max(found.contract["steps"], default=4)            # 4 of any number
         n = n if found.contract["kind"] == "student" else 1
-    if n == 1 or flags.steps != [1]:
-        raise BadInput(f"{'--goal' if flags.goal else '--init'} and --steps 1: expected a student of several "
-                       "steps, whose one step is trained")
+    if flags.steps != [1]:
+        raise BadInput(f"--steps {' '.join(map(str, flags.steps))}: expected --steps 1, the call that learns")
+    if n == 1:
+        given = f"--goal {flags.goal}" if flags.goal else f"--init {flags.init}" if flags.init else "--goal"
+        raise BadInput(f"{given}: expected a student of several steps, from which one call learns")
     if setup.bundle.duration is None:
         raise BadInput(f"--teacher {flags.teacher}: has no durations to say other sentences with")
     sentences = (front.chunks(read_text(flags.sentences, "--sentences"), flag="--sentences")

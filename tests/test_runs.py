@@ -437,7 +437,7 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
     assert run(own_steps, *further, "--goal", trained.student, "--out", tmp_path / "further") == 0
     assert run(sample, "--ckpt", whole / "student.pt", "--text", "hello there", "--out", tmp_path / "x.wav") == 0
     capsys.readouterr()
-    for wrong, said in ((words, "--init"), ([*both, "--steps", 1, 2], "--steps"),
+    for wrong, said in ((words, "--goal"), ([*both, "--steps", 1, 2], "--steps 1 2"),
                         (further, "--init"), ([*further, "--goal", whole / "student.pt"], "--goal"),
                         ([*further, "--goal", trained.teacher], "--goal"),
                         ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
