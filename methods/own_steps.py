@@ -54,7 +54,6 @@ def own_steps(setup, flags, device, first):
     if flags.goal:
         found = load_student(flags.goal, "--goal", setup.bundle, None, device)
         goal, n = found.model, max(found.contract["steps"], default=4)            # 4 of any number
-        n = n if found.contract["kind"] == "student" else 1
     if flags.steps != [1]:
         raise BadInput(f"--steps {' '.join(map(str, flags.steps))}: expected --steps 1, the call that learns")
     if n == 1:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.cli import BadInput, Parser, cli, count, pick_device
 from common.files import save_torch
 from data import collate
-from networks.checkpoint import load_checkpoint, load_teacher
+from networks.checkpoint import load_student, load_teacher
 from sample import condition, cosine_grid, rollout
 from speech.audio import load_audio
 from speech.prepare import prepare
@@ -70,13 +70,15 @@ def arguments():
 
 def main(together=4):
     flags = arguments()
+    if flags.out.suffix != ".pt" or flags.out.is_dir():
+        raise BadInput(f"--out {flags.out}: expected the name of a .pt file")
     device = pick_device(flags.device)
     b = load_teacher(flags.teacher, "--teacher", device)
-    students = [load_checkpoint(path, device) for path in flags.students]
+    students = [load_student(path, "--students", b, None, device) for path in flags.students]
     for path, student in zip(flags.students, students):
         steps = student.contract["steps"] or [1]                                  # []: it takes any
-        if (student.vocab, student.settings) != (b.vocab, b.settings) or 1 not in steps:
-            raise BadInput(f"--students {path}: expected students of --teacher that take one step")
+        if 1 not in steps:
+            raise BadInput(f"--students {path}: takes {steps} steps; expected students that take one")
     corpus = prepare(flags.data, b.settings, b.lang, b.vocab, flags.cache)
     order = torch.randperm(len(corpus.train), generator=torch.Generator().manual_seed(flags.seed))
     items = sorted((corpus.train[i] for i in order[:flags.count]), key=lambda i: int(corpus.frames[i]))

@@ -406,7 +406,10 @@ def test_progressive_distillation_is_three_runs(trained, tmp_path, capsys, bare)
     assert run(baselines, *wrong, tmp_path / "4" / "student.pt") == 2
     assert "--init: takes (4,) steps; expected a student of 2 for --steps 1" in one_line(capsys)
     assert run(baselines, *wrong, tmp_path / "nowhere.pt") == 2 and "no such file" in one_line(capsys)
-    assert run(baselines, *wrong, trained.teacher) == 2 and "its time is 't'" in one_line(capsys)
+    assert run(baselines, *wrong, trained.teacher) == 2 and "holds a teacher" in one_line(capsys)
+    assert run(intmeanflow, *trained.flags, *trained.of, "--max_iters", 1, "--pool", 1, "--out", tmp_path / "i") == 0
+    capsys.readouterr()
+    assert run(baselines, *wrong, tmp_path / "i" / "student.pt") == 2 and "its time is 'pair'" in one_line(capsys)
     other = checkpoint.load_checkpoint(tmp_path / "4" / "student.pt")
     right, other.model = other.model, randomised(model.DiT(replace(other.model.config, dim=64)))
     checkpoint.save_checkpoint(tmp_path / "other.pt", other)

@@ -224,6 +224,12 @@ def test_pairs_are_made_and_trained_on(monkeypatch, tmp_path, capsys):
     assert all(torch.equal(a[2:], b[2:]) and not torch.equal(a[:2], b[:2]) for a, b in zip(batch, mixed))
     with pytest.raises(BadInput, match="--pairs"):
         vocoder.load_pairs(tmp_path / "p.pt", 10_000, MELS)
+    capsys.readouterr()
+    for wrong, said in ((["--students", checkpoints / "teacher.pt"], "teacher.pt: holds a teacher"),
+                        (["--students", checkpoints / "vocoder.pt"], "vocoder.pt: a file of another kind"),
+                        (["--out", tmp_path], "--out")):
+        assert run(pairs, "--out", tmp_path / "q.pt", *wrong) == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "q.pt").exists()
 
 
 def test_wrong_input_is_one_line(monkeypatch, corpus, tmp_path):
