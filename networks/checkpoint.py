@@ -223,7 +223,7 @@ def load_student(path, flag, teacher, time, device="cpu"):
         return dict(network=network.__name__, mel=asdict(b.settings), lang=b.lang, symbols=b.vocab, **sizes)
     b = load_checkpoint(path, device)
     if b.contract["kind"] != "student":
-        raise BadInput(f"{flag} {path}: holds a teacher; expected a student that distill.py or a method wrote")
+        raise BadInput(f"{flag} {path}: holds a teacher; expected a student.pt of distill.py")
     network, like, switch = type(b.model), type(teacher.model), b.model.config.time
     if switch == "step" and network is FRAMED.get(like):                          # of --token prepend
         network = like
