@@ -1,7 +1,7 @@
 """Distil a flow-matching teacher into a few-step student: DSFlow (arXiv 2602.09041).
 
     python distill.py --steps 1        one-step student of checkpoints/teacher.pt, minutes on two CPU cores
-    python distill.py                  one student for 1, 2 and 4 steps
+    python distill.py --out out/any    one student for 1, 2 and 4 steps
 
 The method is dsflow_loss(). All else here feeds it: the teacher's trajectories and the loop. Other methods
 are files of their own that call main() with their losses: those in methods/, and yours. Clock and shapes: see
@@ -55,7 +55,7 @@ def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, 
     As the paper has it, each item asks the student twice on an interval [s, e] of its teacher's trajectory:
 
         v_bar = (X_e - X_s) / (e - s)                              Eq. 4
-        x_mf = (1 - t_mf) X_s + t_mf X_e                           Eq. 5
+        x_mf = (1 - tau) X_s + tau X_e                             Eq. 5
         L_endpoint = || X_s + (e - s) v(X_s) - X_e ||^2            Eq. 6
         L_velocity = || v(x_mf) - v_bar ||^2                       Eq. 6
         L_dual = a L_endpoint + (1 - a) L_velocity                 Eq. 7
@@ -63,7 +63,7 @@ def dsflow_loss(student, batch, n, nets=None, a=0.7, t_mf="mid", weak_cfg=True, 
     The endpoint's squared error is delta^2 = (e - s)^2 times the velocity's, asked at X_s instead of x_mf.
     So the terms differ in where on the chord the student is asked, and [ours] each item asks only once: at
     X_s for the endpoint with probability a, else at x_mf. In expectation that is Eq. 7, at half the calls.
-    [ours] Errors are means over the frames to generate; t_mf is 1/2 ("mid") or drawn per item ("uniform");
+    [ours] Errors are means over the frames to generate; tau is 1/2 ("mid") or drawn per item ("uniform");
     intervals start from the teacher's state; weak CFG is drawn per update, with probability p_uncond.
     """
     todo, mask, u = batch["todo"], batch["mask"], batch["u"]                      # (B, T), (B, T), (B,) each

@@ -42,7 +42,7 @@ class DiTConfig:
 
 SIZES = {
     "tiny": dict(dim=192, depth=4, heads=3, text_dim=192),                       # 3.1M: trains on a CPU
-    "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 19M: one GPU, minutes
+    "small": dict(dim=384, depth=8, heads=6, text_dim=256),                      # 19M: for a GPU
     "base": dict(dim=512, depth=16, heads=8, ff_mult=4, text_dim=512),           # the paper's shape
 }
 

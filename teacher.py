@@ -42,7 +42,7 @@ def random_spans(mask, g, shortest=0.7):
 
 def infill(batch, g, p_noref, p_nothing):
     """Draw what an update trains on: known frames, which are the reference, frames to generate, and noise. A
-    share p_noref has no reference, and p_nothing no text either, as the second call of guidance.
+    share p_nothing has neither reference nor text, as guidance asks; of the rest, p_noref has no reference.
     """
     B, mask = len(batch["mel"]), batch["mask"]
     drop = torch.rand(B, generator=g) < p_nothing
@@ -95,7 +95,7 @@ def held_out(corpus, count, device):
 
 @torch.no_grad()
 def report_held_out(bundle, batch, flags, name):
-    """Held-out losses at fixed noise and times, by name; picture and audio of teacher@10 and recording."""
+    """Held-out losses at fixed noise and times, by name; picture of teacher@10 and recording, its audio."""
     t = torch.linspace(0.05, 0.95, len(batch["mel"]), device=batch["mel"].device)
     flow, _ = cfm_loss(bundle.model, batch, t)
     duration = bundle.duration.loss(batch["text"], batch["durations"])

@@ -24,7 +24,7 @@ def training_flags(add, out, **default):
     add("--ema", type=number(0, 1), default=default["ema"],
         help="decay of the weight average that is saved (default %(default)s)")
     add("--p_noref", type=number(0, 1), default=default["p_noref"],
-        help="share of items without a reference (default %(default)s)")
+        help="share without a reference, of the items with text (default %(default)s)")
     add("--cfg", type=number(0, 20), default=default["cfg"], help=default["cfg_help"])
     add("--eval_every", type=count(), default=default["eval_every"],
         help="updates between reports (default %(default)s)")

@@ -1,6 +1,6 @@
 """Checkpoints on the same sentences, noise and voices: words, a predicted ear, voice, distance, speed.
 
-    python -m measure.evaluate   shipped checkpoints on sentences of eval/main
+    python -m measure.evaluate   teacher.pt and student.pt of checkpoints/ on sentences of eval/main
     python -m measure.evaluate --ckpt teacher.pt student.pt --data DIR --held --seeds 0 1 2
     python -m measure.evaluate --asr large-v3 --audio kokoro=DIR      other synthesisers' audio, as rows
     python -m measure.evaluate --data eval/unseen --prompts eval/prompts   in the voices of recordings

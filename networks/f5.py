@@ -4,10 +4,9 @@
     python sample.py --ckpt f5.pt --prompt me.wav --prompt_text "What I say in it." --text "..."
     python distill.py --teacher f5.pt --data my_corpus --steps 1
 
-Once converted, weights rounded to float16, it is a teacher like any other, which continues a recording. The
-rest of this file is how F5-TTS reads text, takes a prompt, and finds how long a text will last.
+Once converted, weights rounded to float16, it is a teacher like any other, which continues a recording. How
+it reads text, takes a prompt, and finds how long a text will last: speech/f5_text.py.
 Needs pip install safetensors for such files, and for Chinese pypinyin rjieba.
-Shapes: P frames of the prompt, T of prompt and text, L tokens, M mel bands.
 """
 from common.cli import BadInput, Parser, cli, need
 

@@ -5,7 +5,7 @@
 
 A corpus becomes one memory-mapped array of mel frames plus, for every utterance, its symbols and how many
 frames each of them lasts. Mels stay on disk; memory holds an index, 480 to 610 bytes an utterance of about 50
-symbols. The aligner learns from 4,000 utterances at most. What is in a folder is found by find.py.
+symbols. The aligner learns from 4,000 utterances at most. What is in a folder is found by corpora.py.
 """
 from common.cli import BadInput, Parser, cli
 from common.files import gone, whole
