@@ -162,7 +162,8 @@ def clock(m):
 def inches(m):
     """27", unless that ends what a mark before it began."""
     opened = len(re.findall(r'(?<!\d)"', m.string[:m.start()])) % 2
-    return m[0] if opened else f"{m[1]} in."
+    of = " inches" if re.search(r"\d $", m.string[:m.start()]) else " inch"
+    return m[0] if opened else m[1] + (of if "/" in m[1] else " in.")
 
 
 def ratio(m):
@@ -247,22 +248,26 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"(?<=\d) ?\* ?(?=\d)", " times "), (r"(?<=\d) ?/ ?(?=\d+ *=)", " divided by "),
     (r"(?<![\d.])(\d+\.\d+)/(?=\d)", r"\1 out of "), (r"\b(\d\d?)\.(\d\d)(?=\s?[aApP]\.?[mM]\b)", r"\1:\2"),
     (r"(?<=\d)′", "'"), (r"(?<=\d)″", '"'), (r"(?<=\d)x\b(?! ?[-+=*/^])", " times"),
-    (r"(?<=\d) x (?=\d)|(?<=[1-9])x(?=\d)", " by "), (r"(?<=\d) s\b(?!')", " sec"),
+    (r"(?<=\d) x (?=\d)|(?<!\b0)(?<=\d)x(?=\d)", " by "), (r"(?<=\d) s\b(?!')", " sec"),
+    (r"\b(\d+) ?h ?(\d+) ?m(?:in)?\b", r"\1 hr \2 min"), (r"\bm\.p\.h\b\.?", "mph"),
+    (r"(\d [a-z]+)/(?=(?:second|minute|hour|day|week|month|year)\b)", r"\1 per "),
     (r"\b50[-–/]50\b", "50 50"), (r"(?<=\d°) ?N\b", " north"),
     (rf"(?<![\w.,$€£¥])(?!4 |8 )({NUMBER}) K\b(?! (?:run|race))", r"\1 kelvin "),
     (r"(?i)\b911(?= (?:call|operator|dispatch|emergency|system|line))", "9 1 1"),
-    (r"\bp\. ?(?=\d)", "page "), (r"\bc\. ?(?=\d{3,4}\b)", "circa "),
+    (r"(?<=, [A-Z]{2} )\d{5}\b(?![,.]\d)", lambda m: digits(m[0])), (r"\bp\. ?(?=\d)", "page "),
+    (r"\bc\. ?(?=\d{3,4}\b)", "circa "),
     (rf"\b({CODE}) ?({NUMBER})(?!\w)", lambda m: CODES[m[1]] + m[2]),
-    (rf"(?<![\w.,])({NUMBER}(?: (?:thousand|million|billion|trillion))?) ?({CODE})\b",
+    (rf"(?<![\w.,])[$€£¥]?({NUMBER}(?: (?:thousand|million|billion|trillion))?) ?({CODE})\b",
      lambda m: CODES[m[2]] + m[1]),
     (r"(?<!')\best\.\s*(?=\d{4}\b)", "established "),
     (r"\be\.g\.,?", " for example "), (r"\bi\.e\.,?", " that is "), (r"\bvs\b", "versus"),
     (r"\bPh\.?D\b\.?", "PHD"), (r"\bWW(?=II?\b)", "World War "),
-    (r"(?<=\d)[-–](?=\d\d?:\d\d)|(?:(?<=[%°])|(?<=°[CF])|(?<=\d[ap]m)|(?<=\d [ap]m)|(?<=[ap]\.m\.)"
+    (r"(?<=\d)[-–](?=\d\d?:\d\d)|(?:(?<=\d:\d)|(?<=\d:\d\d))[-–](?=\d)|"
+     r"(?:(?<=[%°])|(?<=°[CF])|(?<=\d[ap]m)|(?<=\d [ap]m)|(?<=[ap]\.m\.)"
      r"|(?<=illion))[-–](?=[$€£¥]?\d)", " to "),
     (r"(?i)(?:\bno\.|№|\bn[º°]\.?)\s*(?=\d)|#(?=\d)", " number "), (r"#(?=\w)", " hashtag "),
     (r"(?i)\bnos\.\s*(?=\d)", " numbers "),
-    (rf"\b({RULERS}) (?!I (?:{VERBS})\b)({LETTERS})\b(?!'(?!s\b))", ruler),
+    (rf"\b({RULERS}) (?!I (?:{VERBS})\b)(?![LCDM]\b|[IVX]\. ?[A-Z])({LETTERS})\b(?!'(?!s\b))", ruler),
     (rf"\b({NAMES}),? (II|III|IV)\b(?!'(?!s\b))", ruler),
     (rf"\b({ALONE})(?=(?: |-)[Cc]entur| Olympi)|\b({LETTERS})(?:st|nd|rd|th)\b",
      lambda m: say(value(m[1] or m[2]), "ordinal")),
@@ -273,9 +278,12 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"(?<![\d:.])(\d{1,3}):(\d|\d{3,})\b(?![:.]\d)", ratio), (r"(?<=\d):(?=\d)", " "),
     (r"(?<=\d)\s?([aApP])\.?[mM]\b\.?", lambda m: f" {m[1].upper()}M "),
     (r"(?<![\d-])(\d{3})-(\d{4})(?![\d-])", lambda m: f" {digits(m[1])}, {digits(m[2])} "),
-    (r"\b(\d+)'\s?(\d+)(?:\"|'')", r" \1 feet \2 inches "), (r'\b(\d[\d.,/]*)"', inches),
+    (r"\b(\d+)'\s?(\d+)(?:\"|'')", r" \1 feet \2 inches "),
+    (r"(\d)'? (?:ft )?x (\d+)'", r"\1 feet by \2 feet"),
+    (r"(\d)'(?=[ -](?:tall|high|wide|long|deep)\b)", r"\1 ft"), (r"(?<=\d)in\b\.?", " in."),
+    (r"((?:ft|feet)\.? \d+) in\b(?!\.| the\b| an?\b)", r"\1 in."), (r'\b(\d[\d.,/]*)"', inches),
     (r"'?\b(\d0|\d{3}0)'?s\b", decade),
-    (r"(?<=\d)[-–](?=[$€£¥])", " to "), (r"~\s?(?=\d)", "about "),
+    (r"(?<=\d)([kKmMbB]|[mbt]n)?[-–](?=[$€£¥])", r"\1 to "), (r"~\s?(?=\d)", "about "),
     (r"(?<=\d)\s+[-−]\s+(?=\d)|(?<![\w.)])[-−](?=[$€£¥]?\.?\d)", " minus "),
     (rf"(\b(?:[Aa]n?|[Aa]nother) )?(?:\b({'|'.join(DOLLARS)})(?=\$))?([$€£¥])\s?({NUMBER}(?:[-–]{NUMBER})?)"
      r"(?:[\s-]?(k|m|b|bn|mn|tn|K|M|B|thousand|million|billion|trillion)\b)?"
@@ -289,6 +297,8 @@ RULES = [(re.compile(pattern), spoken) for pattern, spoken in [
      lambda m: f"{m[1] or ''} {of(m[2], POWERS[m[5]] + UNITS[m[4]], m[1] or m[3] == '-')} "),
     (rf"(?: |(?<=\d))/({'|'.join(PER)}|{UNIT})([²³]?)(?!\w)", per),
     (r"²", " squared "), (r"³", " cubed "),
+    (rf"(?<![\w.,:/$-])(?<!\d to )(?:[Tt]he )?([1-9]|[12]\d|3[01]) ({'|'.join(MONTHS)})\b(?! \d\d?\b)",
+     lambda m: f"the {say(m[1], 'ordinal')} of {m[2]}"),
     (rf"\b({'|'.join(MONTHS)}) (\d\d?)\b(?![:,.]\d| to\b)", lambda m: f"{m[1]} {say(m[2], 'ordinal')}"),
     (r"\b(\d[\d,]*)(?i:st|nd|rd|th)\b", lambda m: f" {say(m[1].replace(',', ''), 'ordinal')} "),
     (r"\d+(?:,\d{3}(?!\d))+(?:\.\d+)?|\d*(?:\.\d+)+|\d+", lambda m: f" {number(m[0])} "),
@@ -335,6 +345,8 @@ def english(text, known):
         word, before, after = m[0].strip("."), text[:m.start()], text[m.end():]
         if word.lower() in ("st", "dr") and street(before, after, word.lower()):
             return "street" if word.lower() == "st" else "drive"
+        if word == "ms" and re.search(r"\d ?$", before):
+            return word
         if word.lower() == "ft":                # "ft" is a unit after a number
             feet = "ft" if re.search(r"(?:\d|sq\.?) $", before) else "feet"
             return "Fort" if word == "Ft" and fort(before, after) else feet

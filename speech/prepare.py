@@ -80,7 +80,7 @@ def outliers(counts, seconds):
 # ---------------------------------------------------------------------------------------------------- prepare
 
 MAX_SECONDS = 20.0          # longer recordings are skipped: they would set the memory of every batch
-CACHE_VERSION = 13          # count it up when this, find, data, text or align changes what an entry holds
+CACHE_VERSION = 14          # count it up when this, find, data, text or align changes what an entry holds
 
 
 def prepare(folder, settings=MelSettings(), lang="en-us", vocab=None, cache="cache", keep_outliers=False,

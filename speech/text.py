@@ -233,6 +233,8 @@ def ends(before, mark, after, lang):
         return False
     if word == "Dr" and street(before[:-2], follows, "dr"):                           # on Elm Dr. She
         return follows[:1].isupper()
+    if word == "ms" and re.search(r"\d ?ms$", before):
+        return True
     return word.lower() not in TITLES and not (word.lower() in ("no", "est") and follows[:1].isdigit())
 
 

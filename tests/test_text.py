@@ -126,7 +126,7 @@ so\u00adft zero\u200bwidth | soft zerowidth
 ﬁne ｆｕｌｌ 𝐛𝐨𝐥𝐝 | fine full bold
 Łódź, Straße, jalapeño, Zoë | Lodz Strasse jalapeno Zoë
 *really* _so_ `it` | really so it
-Dec 25 and 3 Nov 2021 | December twenty fifth and three November twenty twenty one
+Dec 25 and 3 Nov 2021 | December twenty fifth and the third of November twenty twenty one
 8:00–9:30 | eight o'clock to nine thirty
 $1.2M or €3bn | one point two million dollars or three billion euros
 WWII, a Ph.D. in Apt. 4B | World War two a P H D in apartment four B
