@@ -310,7 +310,8 @@ def main(methods=METHODS):
     nets = dict(net=setup.student, ema=ema, auxiliary=setup.nets["auxiliary"])
     recipe = dict(vars(flags), model=asdict(setup.student.config), corpus=corpus.key,
                   teacher=digest(flags.teacher),
-                  init=flags.init and digest(flags.init), goal=flags.goal and digest(flags.goal))
+                  **{name: path and digest(path, f"--{name}") for name, path in vars(flags).items()
+                     if name in ("init", "goal", "sentences")})
     run = Run(flags, device, nets, setup.optimiser, recipe)
     fixed = held_out(corpus, flags.count, device)
     fixed["x0"] *= method.noise

@@ -59,11 +59,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"-m {spec.name}" if spec else None, description=description,
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self.idle, self.given = idle, set()
+        self.may_be_empty = {"--text", "--prompt_text", "--flags"}
 
     def parse_args(self, words=None):
         words = sys.argv[1:] if words is None else words
         flags = super().parse_args(words)
         self.given = {word.split("=")[0] for word in words} & set(self._option_string_actions)
+        for word, after in zip(words, [*words[1:], None]):                        # as of an unset $VARIABLE
+            flag, equals, value = word.partition("=")
+            if flag in self.given and flag not in self.may_be_empty and "" == (value if equals else after):
+                raise BadInput(f"{flag}: is given nothing; give it a value, or leave it out")
         for flag, other in self.idle:
             if {flag, other} <= self.given:
                 raise BadInput(f"{flag}: does nothing beside {other}; leave one of them out")

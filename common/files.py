@@ -111,10 +111,13 @@ def read_text(path, flag):
         raise BadInput(f"{flag} {path}: {problem}; expected a text file in UTF-8, or -") from None
 
 
-def digest(path):
-    """What a file holds, as 16 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def digest(path, flag="a file"):
+    """What a file holds, as 16 hexadecimal digits. flag: which names it, for the error."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as problem:
+        raise BadInput(f"{flag} {path}: {problem.strerror}") from None
 
 
 def save_torch(path, content, before=lambda: None):

@@ -1,7 +1,15 @@
 """The flags of the commands of the reading path, with their reasons, so that the path itself is method."""
+import argparse
 from pathlib import Path
 
 from common.cli import count, number
+
+
+def language(name):
+    """The type of teacher.py's --lang: all that text.py reads but f5, which has no durations."""
+    if name == "f5":
+        raise argparse.ArgumentTypeError("f5 is of F5-TTS's own checkpoints; expected a language or letters")
+    return name
 
 
 def training_flags(add, out, **default):
@@ -79,8 +87,8 @@ def teacher_flags(add, sizes, backbones):
         help="the network: dit; e2, where time is a frame; f5, without durations; f5_e2, both; unet; own, "
         "a network of your own (default dit)")
     add("--size", choices=sizes, default="tiny", help="tiny 3M (CPU), small 19M, base 82M (default tiny)")
-    add("--lang", default="en-us", help="how texts are read: a language of gruut's (phonemes), letters (of "
-        "English words) or none (characters as they are) (default %(default)s)")
+    add("--lang", type=language, default="en-us", help="how texts are read: a language of gruut's "
+        "(phonemes), letters (of English words) or none (characters as they are) (default %(default)s)")
     add("--init", help="start from this teacher and keep its size and symbols: fine-tuning")
     add("--duration_iters", type=count(0), default=1500,
         help="updates of the duration predictor, which overfits soon after (default %(default)s)")

@@ -142,6 +142,9 @@ def claim(flags):
     if found and not (flags.resume or flags.overwrite):
         raise BadInput(f"--out {flags.out}: holds a run ({found[0]}); continue it by --resume, replace it by "
                        "--overwrite, or choose another --out")
+    begun = getattr(flags, "init", None)
+    if begun and flags.overwrite and Path(begun).resolve().parent == flags.out.resolve():
+        raise BadInput(f"--init {begun}: is in --out, and --overwrite replaces it; choose another --out")
     if flags.resume and found and found[0] != "last.pt":
         raise BadInput(f"--resume: {flags.out} has a {found[0]} but no last.pt to continue from; replace it "
                        "by --overwrite, or choose another --out")
@@ -187,11 +190,8 @@ class Run:
     def __init__(self, flags, device, nets, optimiser, recipe):
         self.flags, self.device, self.nets, self.optimiser = flags, device, nets, optimiser
         self.recipe = {k: str(v) if isinstance(v, Path) else v for k, v in recipe.items()}
-        again = flags.resume and (flags.out / "last.pt").is_file()
-        self.first = self.load() if again else 0
-        for name in ("last.pt", "log.csv", "log.png"):
-            if is_main_process() and not again:  # nothing of an older run may pass for this one's
-                (flags.out / name).unlink(missing_ok=True)
+        self.again = flags.resume and (flags.out / "last.pt").is_file()
+        self.first = self.load() if self.again else 0
         warmup = getattr(flags, "warmup", 0)
         if warmup >= flags.max_iters:
             print(f"--warmup {warmup}: as long as the run or longer, shortened to {flags.max_iters // 10}")
@@ -213,6 +213,9 @@ class Run:
             for name, value in part.items():
                 self.record.setdefault(name, []).append(value.detach())
         done, flags = step + 1, self.flags
+        if step == self.first and not self.again and is_main_process():
+            for name in ("last.pt", "log.csv", "log.png"):  # nothing of an older run may pass for this one's
+                (flags.out / name).unlink(missing_ok=True)
         last, stop = done == flags.max_iters, anywhere(self.interrupt.asked, self.device)
         if last:
             self.interrupt.restore()
@@ -256,6 +259,9 @@ class Run:
             for name, net in self.nets.items():
                 fit_weights(net, state[name], name)
             fit_optimiser(self.optimiser, state["optimiser"]["state"])
+            if state["step"] > self.flags.max_iters:
+                raise BadInput(f"--max_iters {self.flags.max_iters}: {path} has {state['step']} updates; "
+                               "expected as many or more")
             return state["step"]
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
             raise BadInput(f"--resume: {path} does not fit this run ({problem}); --overwrite it") from None

@@ -14,6 +14,7 @@ VOICE/wavs/ID.opus (16 kHz mono) and VOICE/metadata.csv; what exists is not spok
 about so many hours, at 32 kbit/s. DIR may be a copy of this folder: what is in it stays.
 """
 import argparse
+import importlib
 import multiprocessing
 import re
 from functools import partial
@@ -145,6 +146,8 @@ def main():
     args = parser.parse_args()
     if (args.more is None) != (args.out is None) or args.more is None and args.hours is not None:
         parser.error("--more, --out and --hours: expected together: a file of sentences, where to, how much")
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: expected 1 or more")
     hours = 6.0 if args.hours is None else args.hours
     if not 0 < hours < 1000:
         parser.error(f"--hours {hours:g}: expected hours of speech, like 6")
@@ -155,7 +158,13 @@ def main():
         tasks = plan_more(args.more, hours, args.out) if args.more else plan()
     except ValueError as problem:
         parser.error(str(problem))
-    unknown = {voice for _, voice, _ in tasks} - set(np.load(args.voices).files)
+    try:
+        importlib.import_module("kokoro_onnx")  # here once, or every process would fail for ever
+        unknown = {voice for _, voice, _ in tasks} - set(np.load(args.voices).files)
+    except ImportError as problem:
+        parser.error(f"{problem.name} is missing: pip install kokoro-onnx")
+    except (OSError, ValueError, AttributeError):
+        parser.error(f"--voices {args.voices}: is no file of voices; see above where it comes from")
     if unknown:
         parser.error(f"--more {args.more}: {args.voices} has no voice {', '.join(sorted(unknown))}")
     speaker = partial(speak, compression=0.91 if args.more else 0.95)             # about 32 or 20 kbit/s

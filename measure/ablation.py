@@ -210,7 +210,8 @@ def flags_of(system, ours, methods, seed):
     if flags.seed != seed or [flags.method] != given[1:2]:
         raise BadInput(f"--flags \"{ours.flags}\": for --seed and --method use --seeds and --only")
     own = {word.split("=")[0] for word in ours.flags.split()} & {
-        f"--{name}" for name in [*vars(ours), "reuse", "resume", "overwrite", "eval_every", "save_every"]}
+        f"--{name}" for name in [*vars(ours), "reuse", "resume", "overwrite", "eval_every", "save_every",
+                                 "init", "keep_outliers", "keep_unknown"]}
     if own:
         raise BadInput(f"--flags \"{ours.flags}\": {min(own)} is this command's own, or does nothing here")
     return argparse.Namespace(**vars(flags), name=name)
@@ -247,6 +248,7 @@ def main():
                                                                        "count"))
     settings += f" --steps {' '.join(map(str, ours.steps))} {ours.flags}".rstrip()
     settings += f" of {digest(ours.teacher)} {corpus.key}"  # the same names can hold others
+    settings += "".join(f" {digest(path)}" for path in ours.also)
     targets = {f"teacher@{n}": rollout(teacher, fixed, cosine_grid(n), w)[-1] for n in (10, 32)}
     teachers_variance = variance(teacher, fixed, cosine_grid(10), w)
     for seed in seeds:

@@ -30,6 +30,7 @@ from speech import text as reader
 from networks.checkpoint import load_checkpoint, load_teacher
 from data import collate, mel_spectrogram
 from speech.audio import load_audio
+from speech.corpora import AUDIO
 from speech.judges import all_judges, listen, mean
 from model import count_parameters
 from speech.prepare import find_utterances, prepare
@@ -134,6 +135,9 @@ def short_names(paths):
 
 def load_all(flags, device):
     """The checkpoints -> teacher's Bundle, and systems {name: (Bundle, steps, w)}."""
+    names = ["recording", "copy synthesis", "", *(word.partition("=")[0] for word in flags.audio)]
+    if len(set(names)) < len(names):
+        raise BadInput(f"--audio {' '.join(flags.audio)}: expected NAME=FOLDER, each with a name of its own")
     bundles = [load_checkpoint(path, device) for path in flags.ckpt]
     teachers = [b for b in bundles if b.contract["kind"] == "teacher"]
     if not teachers and not flags.teacher:
@@ -204,7 +208,8 @@ def choose(flags, corpus):
 def other_audio(word, names, settings):
     """--audio NAME=FOLDER: audio of the sentences, from files named by recording or by number from 0."""
     name, _, folder = word.partition("=")
-    files = {path.stem: path for path in Path(folder or "?").glob("*.*")}
+    inside = sorted(Path(folder or "?").glob("*.*"))
+    files = {path.stem: path for path in inside if path.suffix.lower() in AUDIO}
     for k, sentence in enumerate(names):
         if sentence not in files and str(k) not in files:
             raise BadInput(f"--audio {word}: expected NAME=FOLDER with a file named {sentence} or {k} there")
@@ -223,6 +228,13 @@ def prompted(folder, bundles, vocoder):
                     vocoder(voice["mel"].float(), settings) for name, voice in ready.items()}
 
 
+def say_who_lacks_a_voice(speakers, voices):
+    """Print whose voice a checkpoint does not have. voices: {id of a Bundle: {name: voice}}."""
+    unknown = set(speakers) - set.intersection(*map(set, voices.values()))
+    if unknown and any(voices.values()):
+        print(f"{', '.join(sorted(unknown))}: spoken in a checkpoint's first voice; --prompts gives its own")
+
+
 def evaluate(flags, teacher, systems, device):
     """Run what load_all() gave -> rows, a row each of their sentences, texts, the page's columns, ASR."""
     settings, first, rows, sentences, columns, targets = teacher.settings, flags.seeds[0], [], [], [], {}
@@ -233,6 +245,7 @@ def evaluate(flags, teacher, systems, device):
     others = [other_audio(word, names, settings) for word in flags.audio]
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)
     speakers = [list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else recorded
+    say_who_lacks_a_voice(speakers, voices)
     anchors = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
     anchors = dict(zip(prompts, anchors.get("embedding", [])))
 

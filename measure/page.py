@@ -24,7 +24,7 @@ from speech.audio import load_audio
 from speech.corpora import find_utterances
 from speech.judges import at_16_khz, load_judges, mean
 from speech.vocoder import load_vocoder
-from networks.checkpoint import load_checkpoint, load_teacher
+from networks.checkpoint import load_checkpoint, load_student, load_teacher
 from data import mel_spectrogram
 from sample import check_steps, front_end, speak
 
@@ -206,7 +206,7 @@ def notes(flags, heard, students):
 def load_columns(flags, device):
     """The checkpoints -> columns [(name, Bundle, steps, w)], the teacher's first."""
     teacher = load_teacher(flags.teacher, "--teacher", device)
-    b = load_checkpoint(flags.student, device)
+    b = load_student(flags.student, "--student", teacher, None, device)
     w = b.contract["cfg"]                       # the teacher has the guidance that the student has learned
     columns = [("teacher@10", teacher, 10, w), ("teacher@1", teacher, 1, w)]
     columns += [(f"student@{n}", b, n, 0.0) for n in b.contract["steps"] or [1, 2, 4]]
@@ -215,6 +215,8 @@ def load_columns(flags, device):
         if not (name and path):
             raise BadInput(f"--also {word}: expected NAME=PATH, like endpoint@1=out/endpoint/student.pt")
         b, steps = load_checkpoint(path, device), re.search(r"@(\d+)$", name)
+        if b.contract["kind"] != "student":
+            raise BadInput(f"--also {word}: holds a teacher; expected a student.pt of distill.py")
         columns.append((name, b, *check_steps(b, int(steps[1]) if steps else None, None)))
     for name, b, *_ in columns:
         if not b.duration or b.settings != teacher.settings:

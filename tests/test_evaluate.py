@@ -205,6 +205,7 @@ def test_evaluate_command(made, tmp_path, capsys, monkeypatch):
                        (["--ckpt", made / "student.pt"], "--teacher"), ([*both, "--steps", 3], "--steps 3"),
                        ([*both, made / "teacher.pt"], "there twice"), ([*both, "--count", 0], "--count: 0"),
                        ([*both, "--seeds", -1], "--seeds"), ([*both, "--audio", f"x={tmp_path}"], "named u0 or 0"),
+                       ([*both, "--audio", "x=a", "x=b"], "a name of its own"), ([*both, "--audio", "recording=a"], "of its own"),
                        ([*both, "--audio", "x"], "NAME=FOLDER"), ([*both, "--prompts", tmp_path / "x"], "no such")):
         assert run(evaluate, *flags, *more) == 2 and said in capsys.readouterr().err, said
 

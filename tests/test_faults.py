@@ -187,7 +187,12 @@ def test_a_second_run_does_not_destroy_the_first(trained, tmp_path, capsys, bare
     for flag in ("--data", "--init"):           # what is refused later has not taken the old run with it
         assert run(teacher, *words, "--overwrite", flag, tmp_path / "nowhere") == 2
         assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
-    assert run(teacher, *words, "--overwrite", "--seed", 1) == 0
+    capsys.readouterr()
+    assert run(teacher, *words, "--overwrite", "--init", tmp_path / "a" / "teacher.pt") == 2
+    said(capsys, ["--init", "--overwrite", "another --out"])
+    assert run(teacher, *words, "--overwrite", "--seed", 1, "--max_iters", 2) == 0
+    assert run(teacher, *words, "--seed", 1, "--resume") == 2
+    said(capsys, ["--max_iters 1", "2 updates"])
     assert (tmp_path / "a" / "teacher.pt").read_bytes() != before["teacher.pt"]
 
 
@@ -247,7 +252,8 @@ def test_resume_knows_another_corpus_and_another_teacher(trained, tmp_path, caps
     (distill, ["--method", "endpoint", "--t_mf", "mid"], "--t_mf"), (distill, ["--init", "x", "--token", "add"], "--token"),
     (intmeanflow, ["--no-tokens"], "--no-tokens"), (intmeanflow, ["--token", "prepend"], "--token"),
     (baselines, ["--method", "consistency", "--no-weak_cfg"], "weak_cfg"),
-    (sample, ["--text", "a", "--text_file", "b"], "--text"), (sample, ["--text", "a", "--voice", "b", "--prompt", "c"],
+    (teacher, ["--init", ""], "--init: is given nothing"), (distill, ["--goal="], "--goal: is given nothing"),
+    (teacher, ["--lang", "f5"], "--lang: f5"), (sample, ["--text", "a", "--text_file", "b"], "--text"), (sample, ["--text", "a", "--voice", "b", "--prompt", "c"],
                                                                 "--voice")])
 def test_a_flag_that_does_nothing_is_refused(tmp_path, capsys, command, words, named):
     out = [] if command is sample else ["--out", tmp_path / "o"]

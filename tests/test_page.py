@@ -73,6 +73,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "quality 3.1" in text and text.count("3.14</td>") == 8
     for more, said in ((["--ids", "u7"], "--ids u7"), (["--prompt_voice", "eve"], "--prompt_voice eve"),
                        (["--also", "x"], "--also x: expected NAME=PATH"), (["--also", f"x@3={student}"], "--steps 3"),
+                       (["--also", f"x={tmp_path / 'teacher.pt'}"], "holds a teacher"),
+                       (["--student", tmp_path / "teacher.pt"], "holds a teacher"),
                        (["--out", tmp_path / "page"], ".html"), (["--data", tmp_path / "p"], "bob is not among")):
         more += ["--ids", "u0", "--prompted", 0] if said.startswith("bob") else []
         assert run(page, *flags, *more) == 2 and said in capsys.readouterr().err, said

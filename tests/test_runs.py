@@ -446,6 +446,12 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
                         ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
         assert run(own_steps, *wrong, "--out", tmp_path / "wrong") == 2 and said in one_line(capsys)
     assert not (tmp_path / "wrong" / "student.pt").exists()
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    for wrong, said in (([*both, "--sentences", tmp_path / "no.txt"], "--sentences"), (words, "--goal")):
+        assert run(own_steps, *wrong, "--out", whole, "--overwrite") == 2 and said in one_line(capsys)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before   # refused, and nothing is lost
+    (tmp_path / "new.txt").write_text("Good evening.\n")
+    assert run(own_steps, *both, *more, "--out", whole, "--resume") == 2 and "another sentences" in one_line(capsys)
 
 
 @pytest.mark.parametrize("goal", ["--init", "--goal", "--goal of any count"])
@@ -739,7 +745,7 @@ def test_training_numbers_out_of_range(tmp_path, capsys, module, flag, value):
     (["--text", "   "], "nothing to say"), (["--text", ""], "nothing to say"),
     (["--text", "\u4f60\u597d"], "nothing to say"), (["--text", "\U0001f600"], "nothing to say"),
     (["--device", "cuda:0" if not torch.cuda.is_available() else "tpu"], "--device"), (["--device", "cpu:x"], "--device"),
-    (["--voice", "nobody"], "this checkpoint has"), (["--voice", ""], "this checkpoint has"), (["--prompt", ""], "together"),
+    (["--voice", "nobody"], "this checkpoint has"), (["--voice", ""], "given nothing"), (["--prompt", ""], "given nothing"),
     (["--prompt", "x.wav"], "go together"), (["--speed", 0], "--speed"),
     (["--prompt", "x.wav", "--prompt_text", "hello"], "no such file"), (["--no-such-flag", 1], "unrecognized"),
     (["--out", "/proc/nowhere/x.wav"], "cannot use"), (["--out", "x"], ".wav"), (["--out", "x.png"], ".wav"),
@@ -897,11 +903,13 @@ def test_ablation_resumes_without_losing_or_doubling_a_row(trained, tmp_path, ca
 def test_one_step_ablation_serves_progressive_and_a_variant(trained, tmp_path):
     """At --steps 1 the shared trajectories divide by 4 and 2 too, which progressive needs; a file joins the table."""
     (tmp_path / "my_method.py").write_text(HUBER)
-    assert run(ablation, *trained.flags[:-2], *trained.of, "--out", tmp_path, "--max_iters", 3, "--pool", 2, "--count",
-               2, "--steps", 1, "--seeds", 0, "--also", tmp_path / "my_method.py", "--only",
-               "progressive", "huber") == 0
+    words = [*trained.flags[:-2], *trained.of, "--out", tmp_path, "--max_iters", 3, "--pool", 2, "--count", 2,
+             "--steps", 1, "--seeds", 0, "--also", tmp_path / "my_method.py", "--only"]
+    assert run(ablation, *words, "progressive", "huber") == 0
     assert [r["system"] for r in common.files.read_csv(tmp_path / "ablation.csv")] == ["progressive", "huber"]
     assert {"| progressive |", "| huber |"} <= set(re.findall(r"\| [a-z]+ \|", (tmp_path / "table.md").read_text()))
+    (tmp_path / "my_method.py").write_text(HUBER + "# another loss\n")            # its old row is not passed for it
+    assert run(ablation, *words, "huber") == 0 and len(common.files.read_csv(tmp_path / "ablation.csv")) == 3
 
 
 def test_gradient_noise_counts_each_batch_once(monkeypatch):
@@ -932,6 +940,8 @@ def test_what_ablation_cannot_do_is_refused_before_it_trains(trained, tmp_path, 
         assert run(ablation, *words, "--only", "velocity") == 2 and str(table) in one_line(capsys)
         assert table.read_text() == rubbish
     table.unlink()
+    for flag in ("--keep_unknown", f"--init {trained.student}"):
+        assert run(ablation, *words, f"--flags={flag}") == 2 and "does nothing here" in one_line(capsys)
     lock = common.run.lock_folder(tmp_path)
     assert run(ablation, *words, "--only", "velocity") == 2 and "another run is writing" in one_line(capsys)
     lock.release()
