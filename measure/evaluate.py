@@ -228,11 +228,12 @@ def prompted(folder, bundles, vocoder):
                     vocoder(voice["mel"].float(), settings) for name, voice in ready.items()}
 
 
-def say_who_lacks_a_voice(speakers, voices):
-    """Print whose voice a checkpoint does not have. voices: {id of a Bundle: {name: voice}}."""
+def noted(speakers, voices):
+    """speakers, after a line on those whose voice a checkpoint lacks. voices: of the Bundles by their id."""
     unknown = set(speakers) - set.intersection(*map(set, voices.values()))
     if unknown and any(voices.values()):
         print(f"{', '.join(sorted(unknown))}: spoken in a checkpoint's first voice; --prompts gives its own")
+    return speakers
 
 
 def evaluate(flags, teacher, systems, device):
@@ -244,10 +245,9 @@ def evaluate(flags, teacher, systems, device):
     texts, recorded = [corpus.texts[i] for i in items], [corpus.speakers[i] or "voice" for i in items]
     others = [other_audio(word, names, settings) for word in flags.audio]
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)
-    speakers = [list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else recorded
-    say_who_lacks_a_voice(speakers, voices)
-    anchors = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
-    anchors = dict(zip(prompts, anchors.get("embedding", [])))
+    speakers = ([list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else
+                noted(recorded, voices))
+    prompt = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
 
     def sound(mels):
         return [vocoder(mel, settings) for mel in mels]
@@ -258,7 +258,7 @@ def evaluate(flags, teacher, systems, device):
     def report(name, seed, mels, wavs, speakers, known=None, target=None):
         heard = listen(wavs, texts, settings.rate, judges)
         row = dict(system=name, seed=seed, **known or {})
-        row |= nearest_voice(heard.get("embedding"), speakers, anchors)
+        row |= nearest_voice(heard.get("embedding"), speakers, dict(zip(prompts, prompt.get("embedding", []))))
         if target:
             heard["mel MSE"] = [float(((x - y) ** 2).mean()) for x, y in zip(mels, target[0])]
             row |= against(heard, target[1]) if "f0" in heard else {}
