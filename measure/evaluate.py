@@ -247,7 +247,7 @@ def evaluate(flags, teacher, systems, device):
     voices, prompts = prompted(flags.prompts, [teacher, *(b for b, _, _ in systems.values())], vocoder)
     speakers = ([list(prompts)[k % len(prompts)] for k in range(len(items))] if flags.prompts else
                 noted(recorded, voices))
-    prompt = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
+    said = listen(prompts.values(), prompts, settings.rate, {"speaker": judges.get("speaker")})
 
     def sound(mels):
         return [vocoder(mel, settings) for mel in mels]
@@ -258,7 +258,7 @@ def evaluate(flags, teacher, systems, device):
     def report(name, seed, mels, wavs, speakers, known=None, target=None):
         heard = listen(wavs, texts, settings.rate, judges)
         row = dict(system=name, seed=seed, **known or {})
-        row |= nearest_voice(heard.get("embedding"), speakers, dict(zip(prompts, prompt.get("embedding", []))))
+        row |= nearest_voice(heard.get("embedding"), speakers, dict(zip(prompts, said.get("embedding", []))))
         if target:
             heard["mel MSE"] = [float(((x - y) ** 2).mean()) for x, y in zip(mels, target[0])]
             row |= against(heard, target[1]) if "f0" in heard else {}
