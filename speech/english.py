@@ -14,11 +14,13 @@ TITLES = {"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": 
           "rev": "reverend", "hon": "honorable", "gov": "governor", "sen": "senator", "mt": "mount",
           "fig": "figure", "vol": "volume", "approx": "approximately", "dept": "department",
           "apt": "apartment", "hwy": "highway", "pp": "pages",
+          "maj": "major", "pres": "president", "ch": "chapter", "eq": "equation", "ext": "extension",
           **{month[:3].lower(): month for month in MONTHS if month != "May"}, "sept": "September"}
 # These end a sentence where a capital follows. "St." is a saint unless a name stands before it.
 ENDERS = {"st": "street", "ave": "avenue", "rd": "road", "blvd": "boulevard", "jr": "junior", "sr": "senior",
           "co": "company", "inc": "incorporated", "corp": "corporation", "ltd": "limited",
-          "ln": "lane", "ct": "court", "pkwy": "parkway", "etc": "et cetera", "ft": "feet", "al": "al"}
+          "ln": "lane", "ct": "court", "pkwy": "parkway", "etc": "et cetera", "ft": "feet", "al": "al",
+          "mon": "Monday", "tues": "Tuesday", "thurs": "Thursday", "fri": "Friday"}
 # "St." before one of these is a saint, whatever stands before it.
 SAINTS = set("andrew andrews anne anthony augustine bernard catherine clair david francis george helena "
              "helens james john joseph lawrence louis lucia lucie luke mark martin mary matthew michael "
