@@ -215,10 +215,10 @@ def arguments(methods=METHODS, words=None):
                        "whose least common multiple is at most 64")
     method = methods[flags.method]
     tokens = ("--token", "--no-tokens") if method.time != "step" else ()
-    texts = () if method.source else ("--sentences", "--goal")
+    goals = ("--teacher_steps",) if method.source else ("--sentences", "--goal")
     options = {"--a": "a", "--t_mf": "t_mf", "--no-weak_cfg": "weak_cfg"}
     others = (name for name, option in options.items() if option not in method.options)
-    for name in (*tokens, *texts, *others):
+    for name in (*tokens, *goals, *others):
         if name in p.given:
             raise BadInput(f"{name}: --method {flags.method} does not take it")
     return flags
@@ -278,8 +278,9 @@ def build(flags, method, device):
     config = vars(flags) | dict(out=str(flags.out))
     bundle = replace(bundle, model=nets["ema"], contract=contract, config=config)
     (total, conditioning), (kept, tokens) = count_parameters(teacher), count_parameters(student)
-    print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); "
-          f"target: {teacher_grid(flags.steps, flags.teacher_steps)[0]} teacher steps at w = {flags.cfg:g}")
+    print(f"teacher {total:,} parameters ({conditioning:,} for time), student {kept:,} ({tokens:,}); target: "
+          + ("the goal's steps" if method.source else
+             f"{teacher_grid(flags.steps, flags.teacher_steps)[0]} teacher steps at w = {flags.cfg:g}"))
     return Setup(student, nets, optimiser, corpus, bundle)
 
 

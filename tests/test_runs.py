@@ -441,6 +441,7 @@ def test_one_call_learns_from_its_own_four(trained, tmp_path, capsys, bare, monk
     assert run(sample, "--ckpt", whole / "student.pt", "--text", "hello there", "--out", tmp_path / "x.wav") == 0
     capsys.readouterr()
     for wrong, said in ((words, "--goal"), ([*both, "--steps", 1, 2], "--steps 1 2"),
+                        ([*both, "--teacher_steps", 12], "--teacher_steps"),
                         (further, "--init"), ([*further, "--goal", whole / "student.pt"], "--goal"),
                         ([*further, "--goal", trained.teacher], "--goal"),
                         ([*both, "--sentences", tmp_path / "no.txt"], "--sentences")):
