@@ -41,13 +41,16 @@ class FrontEnd:
         b, settings = self.bundle, self.bundle.settings
         mel = mel_spectrogram(load_audio(path, settings, longest=15), settings)
         ids, dropped = reader.encode(words, b.vocab, b.lang)
-        spoken = any(b.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist())
-        self.check(words, "--prompt_text", dropped, spoken)
+        self.check(words, "--prompt_text", dropped, self.says_a_word(ids))
         odd = outliers([sum(letters(b.vocab[i - 1]) for i in ids)], [speech_seconds(mel, settings)])
         if odd or len(ids) >= len(mel):
             raise BadInput(f"--prompt {path}, --prompt_text {words[:30]!r}: {odd.get(0, 'too many symbols')}")
         ids, durations = align(cepstra(mel), ids, b.gauss, reader.pauses(b.vocab, b.lang))
         return dict(mel=mel, text=ids, durations=durations)
+
+    def says_a_word(self, ids):
+        """Whether ids (L,) are more than spaces and marks."""
+        return any(self.bundle.vocab[i - 1].strip(reader.FINAL + ", ") for i in ids.tolist())
 
     def check(self, words, flag, dropped, spoken):
         """Says what of a user's text is dropped or in doubt; BadInput when nothing of it is spoken."""
@@ -62,8 +65,9 @@ class FrontEnd:
         """
         found, unread = reader.chunks(words, self.bundle.lang)
         read = [reader.to_ids(symbols, self.bundle.vocab) for _, symbols in found]
-        self.check(words, flag, set(unread).union(*(unknown for _, unknown in read)), found)
-        return [ids for ids, _ in read]
+        said = [ids for ids, _ in read if self.says_a_word(ids)]
+        self.check(words, flag, set(unread).union(*(unknown for _, unknown in read)), said)
+        return said
 
     def predict(self, texts, speed):
         """Durations in frames (B, L), padding 0, of texts [(L,)]."""

@@ -72,6 +72,9 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys, monkeypatch):
     for silent in ("...", "", "\n\n", "\u2603", "(-)"):
         with pytest.raises(BadInput, match="nothing to say"):
             voices.FrontEnd(b).chunks(silent)
+    b.lang = "none"                             # its characters are all read, and none of them is known
+    with pytest.raises(BadInput, match="nothing to say"):
+        voices.FrontEnd(b).chunks("\u043f\u0440\u0438\u0432\u0435\u0442")
 
 
 # --------------------------------------------------------------------------------------------------- long text
