@@ -292,3 +292,14 @@ def test_speed_counts_the_calls_it_claims():
         batch = speed.make_batch(2, 1, MelSettings(), torch.device("cpu"))
         distill.flow_rtf({name: (net, steps, w)}, batch, MelSettings(), 1)
     assert calls == {"teacher@10": 40, "student@1": 2}                            # a warm-up each
+
+
+def test_a_picture_beside_a_sound_is_no_audio_and_a_lacking_voice_is_said(tmp_path, capsys):
+    write_wav(tmp_path / "u0.wav", seed=0)
+    (tmp_path / "u0.png").write_bytes(b"a picture")
+    name, (wav,) = evaluate.other_audio(f"x={tmp_path}", ["u0"], tiny_bundle().settings)
+    assert name == "x" and len(wav) > 1000
+    both = {1: dict(ann=0, bob=0), 2: dict(ann=0)}
+    assert evaluate.noted(["ann", "bob"], both) == ["ann", "bob"]
+    assert capsys.readouterr().out.startswith("bob: spoken in a checkpoint's first voice")
+    assert evaluate.noted(["ann"], both) and not capsys.readouterr().out
