@@ -143,6 +143,7 @@ def main():
     parser.add_argument("--more", type=Path, metavar="FILE", help="speak its lines, number|voice|text")
     parser.add_argument("--hours", type=float, help="with --more: about so much of it (default 6)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --more: where to")
+    parser.print_usage = lambda *_: None        # an error is one line
     args = parser.parse_args()
     if (args.more is None) != (args.out is None) or args.more is None and args.hours is not None:
         parser.error("--more, --out and --hours: expected together: a file of sentences, where to, how much")
